@@ -1,0 +1,4 @@
+//! Faults on request. (Being written.)
+/// placeholder
+#[derive(Debug)]
+pub struct FaultEngine;

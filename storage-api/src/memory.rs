@@ -1,0 +1,4 @@
+//! The executable specification. (Being written.)
+/// placeholder
+#[derive(Debug)]
+pub struct MemoryEngine;

@@ -1,0 +1,142 @@
+//! The file layer: every byte that this engine reads from or writes to a disk passes through here.
+//!
+//! Two implementations: [`RealFiles`](real::RealFiles) over the operating system, and
+//! [`MemoryFiles`](memory::MemoryFiles), which records every operation and can produce *crash images*: any prefix of
+//! the operations, any subset and version of unsynced sectors, lost renames and sizes.
+//!
+//! Paths are relative to the store's directory, with `/` between parts.
+
+pub(crate) mod memory;
+pub(crate) mod real;
+
+use std::fmt::Debug;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// How a file is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenMode {
+    /// It must exist.
+    Existing,
+    /// It is made if it does not exist. The new name survives a power cut only after a sync of its directory.
+    Create,
+}
+
+/// Room on the disk that holds the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DiskSpace {
+    /// All bytes of the file system.
+    pub total_bytes: u64,
+    /// Bytes this process may still take.
+    pub free_bytes: u64,
+}
+
+/// A store's directory, seen as names.
+pub trait FileLayer: Debug + Send + Sync + 'static {
+    /// Makes a directory and its parents; one that exists is no error.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn create_directory(&self, path: &str) -> io::Result<()>;
+    /// Names of the files and directories directly within a directory, sorted; none if it does not exist.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn list(&self, path: &str) -> io::Result<Vec<String>>;
+    /// Opens a file for reading and positioned writing. Refuses symbolic links.
+    ///
+    /// # Errors
+    /// `NotFound` for an absent file in mode `Existing`.
+    fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn LayerFile>>;
+    /// Renames a file over another, atomically; durable only after a sync of the directory.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file; an absent one is no error.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn remove(&self, path: &str) -> io::Result<()>;
+    /// Removes an empty directory; an absent one is no error.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn remove_directory(&self, path: &str) -> io::Result<()>;
+    /// Makes the names within a directory survive a power cut.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn sync_directory(&self, path: &str) -> io::Result<()>;
+    /// Takes the exclusive lock of a file until the guard is dropped. `WouldBlock` if somebody else holds it,
+    /// in this process or another.
+    ///
+    /// # Errors
+    /// `WouldBlock`, or what the operating system answers.
+    fn lock(&self, path: &str) -> io::Result<Box<dyn LockGuard>>;
+    /// Room on the disk.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn disk_space(&self) -> io::Result<DiskSpace>;
+    /// The store's directory as shown to a person.
+    fn describe(&self) -> String;
+}
+
+/// Holds a lock until it is dropped.
+pub trait LockGuard: Debug + Send + Sync {}
+
+/// One open file. Positioned reads and writes; no cursor.
+pub trait LayerFile: Debug + Send + Sync + 'static {
+    /// Bytes in the file.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn len(&self) -> io::Result<u64>;
+    /// Reads exactly `buffer.len()` bytes at an offset.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` beyond the end.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Writes all pieces one behind the other at an offset, extending the file if need be. Repeats short and
+    /// interrupted writes.
+    ///
+    /// # Errors
+    /// What the operating system answers; some of the bytes may have been written.
+    fn write_at(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()>;
+    /// Takes room from the disk for `[offset, offset + len)` and extends the file over it; fresh bytes read as zero.
+    ///
+    /// # Errors
+    /// `StorageFull` while nothing has changed that a reader could see.
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Cuts or extends the file. Never below a range that was mapped and may still be read.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Makes all bytes written so far, and the file's length, survive a power cut.
+    ///
+    /// # Errors
+    /// Never retry after one: the bytes may be gone while the next sync succeeds.
+    fn sync_data(&self) -> io::Result<()>;
+    /// Drops what the operating system has cached of the file, so that the next read tests the disk. Best effort.
+    fn drop_cache(&self);
+    /// Maps `[0, len)` read-only; `len` may be beyond the file's present end. The map outlives the file's name.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn map(&self, len: u64) -> io::Result<Arc<dyn MappedRegion>>;
+}
+
+/// A read-only view of a file that follows later writes to it.
+pub trait MappedRegion: Debug + Send + Sync + 'static {
+    /// Bytes of the view `[start, start + len)` without a copy where the layer can; the result keeps the view alive.
+    ///
+    /// The caller asks only for bytes that lie within the file and are no longer written to.
+    ///
+    /// # Panics
+    /// When the range reaches beyond the view.
+    fn slice(&self, start: u64, len: usize) -> Bytes;
+}
