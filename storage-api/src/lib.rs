@@ -53,6 +53,6 @@ pub use engine::{
 };
 pub use error::{ErrorKind, InvalidInput, Outcome, Result, StorageError};
 pub use fault::FaultEngine;
-pub use memory::MemoryEngine;
+pub use memory::{MemoryEngine, MemoryStore};
 pub use record::{Attribute, Attributes, AttributesBuilder, LocatedRecord, Record, StoredRecord, tag_hash};
 pub use types::{GroupName, LogPosition, Mark, QueueId, QueueKey, QueueOffset, Table, Timestamp, TopicName};
