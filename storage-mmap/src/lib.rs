@@ -1,1 +1,4 @@
 //! Being written.
+
+pub mod files;
+mod mapped_file;

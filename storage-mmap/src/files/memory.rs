@@ -1,1 +1,1 @@
-//! Being written.
+//! The file layer in memory. (Being written.)

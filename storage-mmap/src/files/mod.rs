@@ -6,14 +6,16 @@
 //!
 //! Paths are relative to the store's directory, with `/` between parts.
 
-pub(crate) mod memory;
-pub(crate) mod real;
+pub mod memory;
+pub mod real;
 
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+pub use real::RealFiles;
 
 /// How a file is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,6 +91,7 @@ pub trait FileLayer: Debug + Send + Sync + 'static {
 pub trait LockGuard: Debug + Send + Sync {}
 
 /// One open file. Positioned reads and writes; no cursor.
+#[expect(clippy::len_without_is_empty, reason = "a length is a question to the disk here, not to a collection")]
 pub trait LayerFile: Debug + Send + Sync + 'static {
     /// Bytes in the file.
     ///
@@ -139,4 +142,8 @@ pub trait MappedRegion: Debug + Send + Sync + 'static {
     /// # Panics
     /// When the range reaches beyond the view.
     fn slice(&self, start: u64, len: usize) -> Bytes;
+
+    /// Asks the layer to have `[start, start + len)` at hand before it is read or written: advice, for speed only.
+    /// The default takes no advice.
+    fn warm(&self, _start: u64, _len: usize) {}
 }

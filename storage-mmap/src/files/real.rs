@@ -1,1 +1,387 @@
-//! Being written.
+//! The file layer over the operating system.
+//!
+//! Every name is looked up from a handle of the store's directory, one part at a time, and no part may be a symbolic
+//! link: whoever can plant a link in the directory can still not make the store write elsewhere. Directories are made
+//! with mode 0700 and files with 0600, because a store holds what its users sent.
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::{DiskSpace, FileLayer, LayerFile, LockGuard, MappedRegion, OpenMode};
+use crate::mapped_file::MappedFile;
+
+const DIRECTORY_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+/// Most pieces in one vectored write: Linux's `IOV_MAX`.
+const MAX_PIECES: usize = 1024;
+/// A lock file holds a process id in decimal; more than this is somebody else's file.
+const MAX_LOCK_TEXT_BYTES: usize = 20;
+
+/// A directory of the operating system, held open.
+#[derive(Debug)]
+pub struct RealFiles {
+    root: OwnedFd,
+    directory: PathBuf,
+}
+
+impl RealFiles {
+    /// Opens a store's directory, and makes it with its parents if need be; new directories are made durable.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    pub fn open(directory: impl AsRef<Path>) -> io::Result<Self> {
+        let directory = std::path::absolute(directory)?;
+        let missing: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
+        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&directory)?;
+        for parent in missing.iter().filter_map(|path| path.parent()) {
+            File::open(parent)?.sync_all()?;
+        }
+        let root = rustix::fs::open(&directory, directory_flags() - OFlags::NOFOLLOW, Mode::empty())?;
+        Ok(Self { root, directory })
+    }
+
+    fn directory(&self, path: &str) -> io::Result<OwnedFd> {
+        let mut at = self.root.try_clone()?;
+        for part in parts(path) {
+            at = enter(&at, part?)?;
+        }
+        Ok(at)
+    }
+
+    /// The directory that holds a path's last part, and that part.
+    fn parent<'p>(&self, path: &'p str) -> io::Result<(OwnedFd, &'p str)> {
+        path.split('/').try_for_each(|part| checked_part(part).map(|_| ()))?;
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        Ok((self.directory(parent)?, name))
+    }
+
+    fn open_file(&self, path: &str, mode: OpenMode) -> io::Result<File> {
+        let (parent, name) = self.parent(path)?;
+        let mut flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        if mode == OpenMode::Create {
+            flags |= OFlags::CREATE;
+        }
+        let file = retry_on_intr(|| rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(FILE_MODE)))
+            .map_err(|errno| named(errno, path))?;
+        Ok(File::from(file))
+    }
+}
+
+fn directory_flags() -> OFlags {
+    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW
+}
+
+fn enter(at: &OwnedFd, part: &str) -> io::Result<OwnedFd> {
+    retry_on_intr(|| rustix::fs::openat(at, part, directory_flags(), Mode::empty())).map_err(|errno| named(errno, part))
+}
+
+fn parts(path: &str) -> impl Iterator<Item = io::Result<&str>> {
+    path.split('/').filter(move |_| !path.is_empty()).map(checked_part)
+}
+
+fn checked_part(part: &str) -> io::Result<&str> {
+    if matches!(part, "" | "." | "..") || part.contains(['/', '\0']) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{part:?} is no name within a store")));
+    }
+    Ok(part)
+}
+
+/// Keeps the operating system's kind of error and adds the name, which it leaves out.
+fn named(errno: Errno, path: &str) -> io::Error {
+    let error = io::Error::from(errno);
+    if errno == Errno::LOOP {
+        return io::Error::new(error.kind(), format!("{path} is a symbolic link, which a store never follows"));
+    }
+    io::Error::new(error.kind(), format!("{path}: {error}"))
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
+impl FileLayer for RealFiles {
+    fn create_directory(&self, path: &str) -> io::Result<()> {
+        let mut at = self.root.try_clone()?;
+        for part in parts(path) {
+            let part = part?;
+            match rustix::fs::mkdirat(&at, part, Mode::from_raw_mode(DIRECTORY_MODE)) {
+                Ok(()) | Err(Errno::EXIST) => at = enter(&at, part)?,
+                Err(errno) => return Err(named(errno, path)),
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        let directory = match self.directory(path) {
+            Ok(directory) => directory,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&directory)? {
+            let entry = entry?;
+            let name = entry.file_name().to_str().map_err(|_| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("{path}: {:?} is not UTF-8", entry.file_name()))
+            })?;
+            if !matches!(name, "." | "..") {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn LayerFile>> {
+        Ok(Arc::new(RealFile { file: Arc::new(self.open_file(path, mode)?) }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let (from_parent, from_name) = self.parent(from)?;
+        let (to_parent, to_name) = self.parent(to)?;
+        rustix::fs::renameat(&from_parent, from_name, &to_parent, to_name).map_err(|errno| named(errno, from))
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        absent_is_fine(self.parent(path).and_then(|(parent, name)| {
+            rustix::fs::unlinkat(&parent, name, AtFlags::empty()).map_err(|errno| named(errno, path))
+        }))
+    }
+
+    fn remove_directory(&self, path: &str) -> io::Result<()> {
+        absent_is_fine(self.parent(path).and_then(|(parent, name)| {
+            rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR).map_err(|errno| named(errno, path))
+        }))
+    }
+
+    fn sync_directory(&self, path: &str) -> io::Result<()> {
+        File::from(self.directory(path)?).sync_all()
+    }
+
+    fn lock(&self, path: &str) -> io::Result<Box<dyn LockGuard>> {
+        let file = self.open_file(path, OpenMode::Create)?;
+        match file.try_lock() {
+            Ok(()) => {
+                // The id is for a person who meets the lock; the lock itself is the kernel's and dies with us.
+                file.set_len(0)?;
+                file.write_all_at(std::process::id().to_string().as_bytes(), 0)?;
+                Ok(Box::new(RealLock { _file: file }))
+            }
+            Err(TryLockError::WouldBlock) => Err(io::Error::new(
+                io::ErrorKind::WouldBlock,
+                format!("{} is held by process {}", self.directory.join(path).display(), holder(&file)),
+            )),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn disk_space(&self) -> io::Result<DiskSpace> {
+        let found = rustix::fs::fstatvfs(&self.root)?;
+        Ok(DiskSpace {
+            total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+            free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+        })
+    }
+
+    fn describe(&self) -> String {
+        self.directory.display().to_string()
+    }
+}
+
+/// The process id in a lock file, or `unknown` while its holder has not written it yet.
+fn holder(file: &File) -> String {
+    let mut text = [0; MAX_LOCK_TEXT_BYTES];
+    let len = file.read_at(&mut text, 0).unwrap_or(0);
+    match std::str::from_utf8(&text[..len]) {
+        Ok(pid) if !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()) => pid.to_owned(),
+        _ => "unknown".to_owned(),
+    }
+}
+
+/// Closing the file gives the lock back.
+#[derive(Debug)]
+struct RealLock {
+    _file: File,
+}
+
+impl LockGuard for RealLock {}
+
+#[derive(Debug)]
+struct RealFile {
+    file: Arc<File>,
+}
+
+impl RealFile {
+    fn write_vectored(&self, mut offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        let mut rest = &mut slices[..];
+        // Drops empty pieces at the front, so that the loop below ends when nothing is left.
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            let few = &rest[..rest.len().min(MAX_PIECES)];
+            let written = retry_on_intr(|| rustix::io::pwritev(&self.file, few, offset))?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            offset += written as u64;
+            IoSlice::advance_slices(&mut rest, written);
+        }
+        Ok(())
+    }
+}
+
+impl LayerFile for RealFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn write_at(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
+        match pieces {
+            [one] => self.file.write_all_at(one, offset),
+            _ => self.write_vectored(offset, pieces),
+        }
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        let before = self.len()?;
+        retry_on_intr(|| rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, len)).map_err(|errno| {
+            // Some file systems keep what they got before the disk was full. Nothing beyond the old end was ever
+            // read, so giving it back cannot hurt; if that fails, the file is only longer than it needs to be.
+            let _ = self.file.set_len(before);
+            io::Error::from(errno)
+        })
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn drop_cache(&self) {
+        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
+    fn map(&self, len: u64) -> io::Result<Arc<dyn MappedRegion>> {
+        Ok(Arc::new(MappedFile::map(Arc::clone(&self.file), len)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn store() -> (tempfile::TempDir, RealFiles) {
+        let home = tempfile::tempdir().unwrap();
+        let files = RealFiles::open(home.path().join("a/store")).unwrap();
+        (home, files)
+    }
+
+    #[test]
+    fn bytes_come_back_from_many_pieces() {
+        let (_home, files) = store();
+        files.create_directory("log/deep").unwrap();
+        let file = files.open("log/deep/one", OpenMode::Create).unwrap();
+        let pieces: Vec<Vec<u8>> = (0..3000u32).map(|i| i.to_le_bytes()[..(i % 5).min(4) as usize].to_vec()).collect();
+        let slices: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
+        file.write_at(7, &slices).unwrap();
+        file.write_at(0, &[]).unwrap();
+        file.write_at(0, &[b"", b""]).unwrap();
+        let expected = pieces.concat();
+        let mut found = vec![0; expected.len()];
+        file.read_at(7, &mut found).unwrap();
+        assert_eq!(found, expected);
+        assert_eq!(file.len().unwrap(), 7 + expected.len() as u64);
+        assert_eq!(file.read_at(8, &mut found).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(files.list("log").unwrap(), ["deep"]);
+        assert_eq!(files.list("nowhere").unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn allocated_room_is_zero_and_counts_as_length() {
+        let (_home, files) = store();
+        let file = files.open("room", OpenMode::Create).unwrap();
+        file.write_at(0, &[b"kept"]).unwrap();
+        file.allocate(0, 1 << 20).unwrap();
+        assert_eq!(file.len().unwrap(), 1 << 20);
+        let map = file.map(4 << 20).unwrap();
+        assert_eq!(&map.slice(0, 6)[..], b"kept\0\0");
+        assert!(map.slice(4096, 65_536).iter().all(|byte| *byte == 0));
+        let full = file.allocate(0, 1 << 60).unwrap_err();
+        assert!(matches!(full.kind(), io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge), "{full}");
+        assert_eq!(file.len().unwrap(), 1 << 20, "a refused allocation changes nothing");
+    }
+
+    #[test]
+    fn links_and_foreign_names_are_refused() {
+        let (home, files) = store();
+        std::fs::write(home.path().join("victim"), b"x").unwrap();
+        symlink(home.path().join("victim"), home.path().join("a/store/file")).unwrap();
+        symlink(home.path(), home.path().join("a/store/way")).unwrap();
+        assert!(files.open("file", OpenMode::Create).is_err());
+        assert!(files.open("way/victim", OpenMode::Existing).is_err());
+        assert!(files.create_directory("way/new").is_err());
+        for bad in ["../victim", "/etc/passwd", "/file", "", "a//b", "./file", "file/"] {
+            assert_eq!(files.open(bad, OpenMode::Create).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{bad:?}");
+        }
+        assert_eq!(std::fs::read(home.path().join("victim")).unwrap(), b"x");
+    }
+
+    #[test]
+    fn nobody_else_may_read() {
+        let (home, files) = store();
+        files.create_directory("log").unwrap();
+        files.open("log/file", OpenMode::Create).unwrap();
+        let mode =
+            |path: &str| std::fs::metadata(home.path().join("a").join(path)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("store"), mode("store/log"), mode("store/log/file")), (0o700, 0o700, 0o600));
+    }
+
+    #[test]
+    fn a_second_lock_is_refused_and_names_the_holder() {
+        let (home, files) = store();
+        let guard = files.lock("lock").unwrap();
+        let other = RealFiles::open(home.path().join("a/store")).unwrap();
+        for layer in [&files, &other] {
+            let refused = layer.lock("lock").unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+            assert!(refused.to_string().ends_with(&format!("process {}", std::process::id())), "{refused}");
+        }
+        drop(guard);
+        drop(other.lock("lock").unwrap());
+    }
+
+    #[test]
+    fn names_move_and_go() {
+        let (_home, files) = store();
+        files.create_directory("log").unwrap();
+        files.open("log/new", OpenMode::Create).unwrap().write_at(0, &[b"new"]).unwrap();
+        files.open("log/old", OpenMode::Create).unwrap().write_at(0, &[b"older"]).unwrap();
+        files.rename("log/new", "log/old").unwrap();
+        files.sync_directory("log").unwrap();
+        assert_eq!(files.list("log").unwrap(), ["old"]);
+        assert_eq!(files.open("log/old", OpenMode::Existing).unwrap().len().unwrap(), 3);
+        assert!(files.remove_directory("log").is_err(), "it is not empty");
+        files.remove("log/old").unwrap();
+        files.remove("log/old").unwrap();
+        files.remove_directory("log").unwrap();
+        files.remove_directory("log").unwrap();
+        assert_eq!(files.open("log/old", OpenMode::Existing).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let space = files.disk_space().unwrap();
+        assert!(space.free_bytes <= space.total_bytes && space.total_bytes > 0);
+    }
+}

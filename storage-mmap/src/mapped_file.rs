@@ -1,0 +1,141 @@
+//! Read-only maps of files: the one file of this crate with `unsafe` in it. `UNSAFE.md` has the argument in full.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use memmap2::{Advice, Mmap, MmapOptions};
+
+use crate::files::MappedRegion;
+
+/// A file mapped read-only over `[0, len)`, where `len` may be beyond the file's present end.
+///
+/// Every range is checked against the file's length before a byte of it is handed out, so that a range beyond the
+/// end is a panic that says so and not a `SIGBUS`.
+#[derive(Debug)]
+pub(crate) struct MappedFile {
+    file: Arc<File>,
+    map: Arc<Mmap>,
+    /// The whole map; slices of it share one reference count and need no allocation.
+    whole: Bytes,
+    /// The file was at least this long when it was last asked. Files under a map never shrink (`UNSAFE.md`, 2).
+    reach: AtomicU64,
+}
+
+struct Owner(Arc<Mmap>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl MappedFile {
+    /// Maps `[0, len)`; `len` is at least 1 (the operating system maps no empty range).
+    ///
+    /// # Errors
+    /// What the operating system answers; `InvalidInput` when `len` is 0 or does not fit the address space.
+    pub(crate) fn map(file: Arc<File>, len: u64) -> io::Result<Self> {
+        let map_len = usize::try_from(len)
+            .ok()
+            .filter(|len| (1..=isize::MAX.unsigned_abs()).contains(len))
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("cannot map {len} bytes")))?;
+        let mut options = MmapOptions::new();
+        options.len(map_len);
+        // SAFETY: `Mmap::map` asks that nobody truncates the file and nobody changes bytes that are borrowed.
+        // Truncation: the file lies in a store's directory, whose exclusive lock this process holds; the engine cuts
+        // a file only in recovery, before it maps it, and `LayerFile::set_len` forbids it afterwards (UNSAFE.md, 2).
+        // Changes: the file is written by positioned writes of the one writer, always behind the published end;
+        // `slice` is asked only for bytes below that end, and those are never written again (UNSAFE.md, 3).
+        // Pages beyond the file's end are mapped but never touched: `slice` compares with the length first.
+        let map = Arc::new(unsafe { options.map(&*file) }?);
+        let whole = Bytes::from_owner(Owner(Arc::clone(&map)));
+        let reach = AtomicU64::new(file.metadata()?.len());
+        Ok(Self { file, map, whole, reach })
+    }
+
+    fn checked(&self, start: u64, len: usize) -> Range<usize> {
+        let end = u64::try_from(len).ok().and_then(|len| start.checked_add(len)).unwrap_or(u64::MAX);
+        assert!(self.is_within_file(end), "mapped range {start}..{end} reaches beyond the file");
+        let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
+        match range {
+            Some((start, end)) if end <= self.whole.len() => start..end,
+            _ => panic!("mapped range {start}..{end} reaches beyond the map of {} bytes", self.whole.len()),
+        }
+    }
+
+    fn is_within_file(&self, end: u64) -> bool {
+        // Relaxed: the number only ever rises and guards nothing but itself.
+        if end <= self.reach.load(Ordering::Relaxed) {
+            return true;
+        }
+        let Ok(now) = self.file.metadata() else { return false };
+        self.reach.fetch_max(now.len(), Ordering::Relaxed);
+        end <= now.len()
+    }
+}
+
+impl MappedRegion for MappedFile {
+    fn slice(&self, start: u64, len: usize) -> Bytes {
+        let range = self.checked(start, len);
+        self.whole.slice(range)
+    }
+
+    fn warm(&self, start: u64, len: usize) {
+        let range = usize::try_from(start).ok().filter(|start| start.saturating_add(len) <= self.whole.len());
+        if let Some(start) = range {
+            // Advice: a kernel before 5.14 or a file system that cannot do it only leaves the pages cold.
+            let _ = self.map.advise_range(Advice::PopulateRead, start, len);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    fn mapped(len: u64) -> (Arc<File>, MappedFile) {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let map = MappedFile::map(Arc::clone(&file), len).unwrap();
+        (file, map)
+    }
+
+    #[test]
+    fn a_map_beyond_the_end_follows_later_writes() {
+        let (file, map) = mapped(1 << 20);
+        file.write_all_at(b"first", 0).unwrap();
+        let first = map.slice(0, 5);
+        file.write_all_at(b"far away", 500_000).unwrap();
+        assert_eq!(&map.slice(500_000, 8)[..], b"far away");
+        map.warm(0, 65_536);
+        drop(map);
+        assert_eq!(&first[..], b"first", "a slice keeps the map alive");
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond the file")]
+    fn a_range_beyond_the_file_is_refused_before_it_is_touched() {
+        let (file, map) = mapped(1 << 20);
+        file.write_all_at(b"first", 0).unwrap();
+        let _ = map.slice(3, 10);
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond the map")]
+    fn a_range_beyond_the_map_is_refused() {
+        let (file, map) = mapped(4096);
+        file.set_len(1 << 20).unwrap();
+        let _ = map.slice(4000, 97);
+    }
+
+    #[test]
+    fn nothing_cannot_be_mapped() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        assert_eq!(MappedFile::map(file, 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}
