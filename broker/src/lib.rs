@@ -1,1 +1,4 @@
 //! Being written.
+
+mod domain;
+mod tables;

@@ -1,0 +1,72 @@
+//! The name of one consumer within its group.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cuemq_storage_api::InvalidInput;
+
+/// Longest member name, in bytes.
+pub const MAX_MEMBER_NAME_BYTES: usize = 255;
+
+/// The name of one consumer within its group: 1 to 255 bytes without control characters. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MemberId(Arc<str>);
+
+impl MemberId {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// Names the offending length or character.
+    pub fn new(name: &str) -> Result<Self, InvalidInput> {
+        if name.is_empty() || name.len() > MAX_MEMBER_NAME_BYTES {
+            return Err(InvalidInput::new(format!(
+                "member name has {} bytes: use 1 to {MAX_MEMBER_NAME_BYTES}",
+                name.len()
+            )));
+        }
+        if let Some(bad) = name.chars().find(|c| c.is_control()) {
+            return Err(InvalidInput::new(format!("member name {name:?} contains {bad:?}: use printable characters")));
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for MemberId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked_at_birth() {
+        let long = "x".repeat(MAX_MEMBER_NAME_BYTES + 1);
+        for bad in ["", "a\0b", "a\n", &long] {
+            assert!(MemberId::new(bad).is_err(), "{bad:?} must be refused");
+        }
+        for good in ["192.168.1.2@4711#0", "消费者", &long[1..]] {
+            assert_eq!(MemberId::new(good).unwrap().as_str(), good);
+        }
+    }
+}

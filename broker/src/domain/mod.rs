@@ -1,0 +1,13 @@
+//! The rules of the broker as plain machines: no await, no lock, no log, no clock, no storage.
+//!
+//! A machine is told what happened and at which time; it answers with values or with effects that somebody else
+//! performs. So every rule is tested without a runtime, by comparing values.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the actors and the public face that use these machines are being written"
+)]
+
+pub(crate) mod assignment;
+pub(crate) mod member;
+pub(crate) mod routing;

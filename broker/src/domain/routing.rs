@@ -1,0 +1,174 @@
+//! Which queue of a topic a message goes to.
+
+use std::num::NonZeroU32;
+
+use cuemq_storage_api::limits::MAX_QUEUE_ID;
+use cuemq_storage_api::{InvalidInput, QueueId};
+
+/// Most queues that one topic may have: every queue id in use.
+pub const MAX_QUEUES_PER_TOPIC: u32 = MAX_QUEUE_ID + 1;
+
+/// How many queues a topic has: 1 to 1,000,000, so that choosing one of them cannot fail.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct QueueCount(NonZeroU32);
+
+impl QueueCount {
+    /// A single queue, which keeps all messages of a topic in one order.
+    pub const ONE: Self = Self(NonZeroU32::MIN);
+
+    /// Checks a number of queues.
+    ///
+    /// # Errors
+    /// When it is 0 or above 1,000,000.
+    pub fn new(count: u32) -> Result<Self, InvalidInput> {
+        match NonZeroU32::new(count) {
+            Some(count) if count.get() <= MAX_QUEUES_PER_TOPIC => Ok(Self(count)),
+            _ => Err(InvalidInput::new(format!("a topic with {count} queues: use 1 to {MAX_QUEUES_PER_TOPIC}"))),
+        }
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0.get()
+    }
+
+    /// The ids of all queues, rising.
+    pub fn ids(self) -> impl ExactSizeIterator<Item = QueueId> + use<> {
+        (0..self.get()).map(queue_id)
+    }
+
+    /// Whether a queue with this id is among them.
+    #[must_use]
+    pub fn contains(self, queue: QueueId) -> bool {
+        queue.get() < self.get()
+    }
+}
+
+fn queue_id(id: u32) -> QueueId {
+    QueueId::new(id).expect("a queue count is at most the highest queue id plus one")
+}
+
+/// A 64-bit hash that never changes: FNV-1a 64, then murmur3's 64-bit finalizer, because FNV's lowest bits alone
+/// mix badly (its last bit is a mere parity) and a queue is chosen by remainder.
+#[must_use]
+pub(crate) fn stable_hash(bytes: &[u8]) -> u64 {
+    const FNV_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
+    let mut hash = bytes.iter().fold(FNV_BASIS, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME));
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
+}
+
+/// The queue of a sharding key: the same on every start and in every version while the topic keeps its queue count.
+#[must_use]
+pub(crate) fn by_sharding_key(key: &str, queues: QueueCount) -> QueueId {
+    let remainder = stable_hash(key.as_bytes()) % u64::from(queues.get());
+    queue_id(u32::try_from(remainder).expect("a remainder is below its u32 divisor"))
+}
+
+/// Takes a topic's queues in turn for messages without a sharding key.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct RoundRobin {
+    next: u32,
+}
+
+impl RoundRobin {
+    /// Starts at queue 0.
+    #[must_use]
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// The next queue in turn. The count may grow between calls: the new queues join the round.
+    pub(crate) fn choose(&mut self, queues: QueueCount) -> QueueId {
+        let chosen = if self.next < queues.get() { self.next } else { 0 };
+        self.next = chosen + 1;
+        queue_id(chosen)
+    }
+
+    /// The queue of the sharding key if there is one, else the next in turn.
+    pub(crate) fn route(&mut self, sharding_key: Option<&str>, queues: QueueCount) -> QueueId {
+        match sharding_key {
+            Some(key) => by_sharding_key(key, queues),
+            None => self.choose(queues),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn count(n: u32) -> QueueCount {
+        QueueCount::new(n).unwrap()
+    }
+
+    #[test]
+    fn a_queue_count_is_1_to_a_million() {
+        assert!(QueueCount::new(0).is_err());
+        assert!(QueueCount::new(MAX_QUEUES_PER_TOPIC + 1).is_err());
+        assert_eq!(count(MAX_QUEUES_PER_TOPIC).ids().last().unwrap().get(), MAX_QUEUE_ID);
+        assert_eq!(QueueCount::ONE.ids().collect::<Vec<_>>(), [QueueId::FIRST]);
+        assert!(count(2).contains(queue_id(1)) && !count(2).contains(queue_id(2)));
+    }
+
+    /// Computed apart from this code; they may never change, or messages of one key would change their queue.
+    #[test]
+    fn the_hash_is_written_down() {
+        for (text, hash) in [
+            ("", 0xefd0_1f60_ba99_2926),
+            ("a", 0x82a2_a958_a9be_ce5b),
+            ("foobar", 0x2c22_1949_22d1_672b),
+            ("order-1", 0x491b_422e_3af0_d9a5),
+            ("order-2", 0xaaca_0c2a_eae3_9bab),
+            ("订单", 0x0754_ac3d_6d2e_733a),
+        ] {
+            assert_eq!(stable_hash(text.as_bytes()), hash, "{text:?}");
+        }
+        assert_eq!(by_sharding_key("order-1", count(7)).get(), 1);
+        assert_eq!(by_sharding_key("order-2", count(4)).get(), 3);
+        assert_eq!(by_sharding_key("订单", count(1000)).get(), 882);
+    }
+
+    #[test]
+    fn keys_that_count_up_spread_evenly() {
+        let mut hits = [0u32; 8];
+        for order in 0..8000 {
+            hits[by_sharding_key(&format!("order-{}", order * 2), count(8)).get() as usize] += 1;
+        }
+        assert!(hits.iter().all(|n| (850..1150).contains(n)), "{hits:?}");
+    }
+
+    #[test]
+    fn round_robin_gives_each_queue_its_turn() {
+        let mut robin = RoundRobin::new();
+        let mut hits = [0u32; 4];
+        for _ in 0..400 {
+            hits[robin.choose(count(4)).get() as usize] += 1;
+        }
+        assert_eq!(hits, [100; 4]);
+    }
+
+    #[test]
+    fn round_robin_follows_a_changed_count() {
+        let mut robin = RoundRobin::new();
+        let mut take = |n| robin.choose(count(n)).get();
+        assert_eq!([take(2), take(2), take(3), take(3), take(3)], [0, 1, 2, 0, 1]);
+        assert_eq!([take(1), take(1)], [0, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_always_finds_the_same_existing_queue(key in ".{0,40}", n in 1u32..5000) {
+            let mut robin = RoundRobin::new();
+            let first = robin.route(Some(&key), count(n));
+            robin.choose(count(n));
+            prop_assert_eq!(robin.route(Some(&key), count(n)), first);
+            prop_assert!(count(n).contains(first));
+        }
+    }
+}
