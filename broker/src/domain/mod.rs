@@ -10,4 +10,5 @@
 
 pub(crate) mod assignment;
 pub(crate) mod member;
+pub(crate) mod membership;
 pub(crate) mod routing;

@@ -5,10 +5,10 @@ use std::num::NonZeroU32;
 use cuemq_storage_api::limits::MAX_QUEUE_ID;
 use cuemq_storage_api::{InvalidInput, QueueId};
 
-/// Most queues that one topic may have: every queue id in use.
-pub const MAX_QUEUES_PER_TOPIC: u32 = MAX_QUEUE_ID + 1;
+/// Every queue id in use.
+const MAX_QUEUE_COUNT: u32 = MAX_QUEUE_ID + 1;
 
-/// How many queues a topic has: 1 to 1,000,000, so that choosing one of them cannot fail.
+/// How many queues a topic has: 1 to as many as there are queue ids (the broker's own limit is lower), so that choosing one of them cannot fail.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct QueueCount(NonZeroU32);
 
@@ -22,8 +22,8 @@ impl QueueCount {
     /// When it is 0 or above 1,000,000.
     pub fn new(count: u32) -> Result<Self, InvalidInput> {
         match NonZeroU32::new(count) {
-            Some(count) if count.get() <= MAX_QUEUES_PER_TOPIC => Ok(Self(count)),
-            _ => Err(InvalidInput::new(format!("a topic with {count} queues: use 1 to {MAX_QUEUES_PER_TOPIC}"))),
+            Some(count) if count.get() <= MAX_QUEUE_COUNT => Ok(Self(count)),
+            _ => Err(InvalidInput::new(format!("a topic with {count} queues: use 1 to {MAX_QUEUE_COUNT}"))),
         }
     }
 
@@ -110,8 +110,8 @@ mod tests {
     #[test]
     fn a_queue_count_is_1_to_a_million() {
         assert!(QueueCount::new(0).is_err());
-        assert!(QueueCount::new(MAX_QUEUES_PER_TOPIC + 1).is_err());
-        assert_eq!(count(MAX_QUEUES_PER_TOPIC).ids().last().unwrap().get(), MAX_QUEUE_ID);
+        assert!(QueueCount::new(MAX_QUEUE_COUNT + 1).is_err());
+        assert_eq!(count(MAX_QUEUE_COUNT).ids().last().unwrap().get(), MAX_QUEUE_ID);
         assert_eq!(QueueCount::ONE.ids().collect::<Vec<_>>(), [QueueId::FIRST]);
         assert!(count(2).contains(queue_id(1)) && !count(2).contains(queue_id(2)));
     }

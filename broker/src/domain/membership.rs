@@ -1,0 +1,306 @@
+//! Who is in a consumer group and who holds which queue.
+//!
+//! ```text
+//!  wanted by B while A holds it:   Revoke to A ──▶ A finishes ──▶ released ──▶ Grant to B, new lease
+//!                                       └── A leaves ──────────────▶ Grant to B, new lease
+//!                                       └── deadline passes ──▶ Fence A ──▶ Grant to B, new lease
+//! ```
+//! A queue never has two holders: it is granted only when nobody holds it. Only a member that neither releases nor
+//! leaves until the deadline is cut off, and from then on what it does under its old lease is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use cuemq_storage_api::{QueueKey, Timestamp, TopicName};
+
+use super::assignment::{AssignmentStrategy, assign};
+use super::member::MemberId;
+use super::routing::QueueCount;
+
+/// Numbers the grants of one group, rising: whoever acts under an older lease of a queue is refused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Lease(pub u64);
+
+/// What is constant for the life of a group's membership.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct MembershipSettings {
+    /// How the queues of each topic are shared.
+    pub(crate) strategy: AssignmentStrategy,
+    /// How long a member may take to release a revoked queue.
+    pub(crate) revoke_patience: Duration,
+    /// Most members.
+    pub(crate) max_members: usize,
+    /// Most topics one member subscribes to.
+    pub(crate) max_subscriptions: usize,
+}
+
+/// What has to be done after a change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum MembershipEffect {
+    /// The member holds the queue from now on, under this lease.
+    Grant { member: MemberId, queue: QueueKey, lease: Lease },
+    /// The member shall take no more from the queue, finish what it has and then release.
+    Revoke { member: MemberId, queue: QueueKey, lease: Lease },
+    /// The member did not release in time: it no longer holds the queue, its acknowledgements are refused.
+    Fence { member: MemberId, queue: QueueKey, lease: Lease },
+    /// Call [`Membership::expire`] at this time; replaces an earlier deadline.
+    Deadline { at: Timestamp },
+}
+
+/// Who holds a queue under which lease.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Holding {
+    /// The holder.
+    pub(crate) member: MemberId,
+    /// Its lease.
+    pub(crate) lease: Lease,
+    /// When it is cut off, once the queue was revoked.
+    pub(crate) release_until: Option<Timestamp>,
+}
+
+/// A member that cannot be taken in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum JoinRefused {
+    /// The group has this many members, its limit.
+    GroupFull(usize),
+    /// More topics than a member may subscribe to.
+    TooManySubscriptions { wanted: usize, limit: usize },
+}
+
+impl fmt::Display for JoinRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::GroupFull(limit) => write!(f, "the group has {limit} members already: let one leave first"),
+            Self::TooManySubscriptions { wanted, limit } => {
+                write!(f, "{wanted} topics subscribed to, more than {limit}: use several groups")
+            }
+        }
+    }
+}
+
+/// The lease is not the one under which the queue is held now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct StaleLease;
+
+/// Members, their subscriptions, and who holds which queue of the subscribed topics.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Membership {
+    settings: MembershipSettings,
+    members: BTreeMap<MemberId, BTreeSet<TopicName>>,
+    topics: BTreeMap<TopicName, QueueCount>,
+    /// Who shall hold which queue. Kept, so that a release costs one look-up and not a new sharing of all queues.
+    target: BTreeMap<QueueKey, MemberId>,
+    holdings: BTreeMap<QueueKey, Holding>,
+    last_lease: Lease,
+}
+
+impl Membership {
+    /// An empty group whose first lease follows `last_lease`, the last one given out before a restart.
+    #[must_use]
+    pub(crate) fn new(settings: MembershipSettings, last_lease: Lease) -> Self {
+        Self {
+            settings,
+            members: BTreeMap::new(),
+            topics: BTreeMap::new(),
+            target: BTreeMap::new(),
+            holdings: BTreeMap::new(),
+            last_lease,
+        }
+    }
+
+    /// Takes a member in, or changes what it subscribes to. A topic without known queues counts once
+    /// [`set_topic`](Self::set_topic) tells them.
+    ///
+    /// # Errors
+    /// When the group is full or the member wants too many topics; nothing has changed then.
+    pub(crate) fn join(
+        &mut self,
+        member: MemberId,
+        topics: BTreeSet<TopicName>,
+        now: Timestamp,
+        out: &mut Vec<MembershipEffect>,
+    ) -> Result<(), JoinRefused> {
+        let limit = self.settings.max_subscriptions;
+        if topics.len() > limit {
+            return Err(JoinRefused::TooManySubscriptions { wanted: topics.len(), limit });
+        }
+        if self.members.len() >= self.settings.max_members && !self.members.contains_key(&member) {
+            return Err(JoinRefused::GroupFull(self.settings.max_members));
+        }
+        self.members.insert(member, topics);
+        self.rebalance(now, out);
+        Ok(())
+    }
+
+    /// Lets a member go; what it held is free at once. An unknown member changes nothing.
+    pub(crate) fn leave(&mut self, member: &MemberId, now: Timestamp, out: &mut Vec<MembershipEffect>) {
+        if self.members.remove(member).is_some() {
+            self.holdings.retain(|_, holding| holding.member != *member);
+            self.rebalance(now, out);
+        }
+    }
+
+    /// Tells how many queues a topic has, at first or after it grew.
+    pub(crate) fn set_topic(
+        &mut self,
+        topic: TopicName,
+        queues: QueueCount,
+        now: Timestamp,
+        out: &mut Vec<MembershipEffect>,
+    ) {
+        if self.topics.insert(topic, queues) != Some(queues) {
+            self.rebalance(now, out);
+        }
+    }
+
+    /// Tells that a topic is gone; its holders are asked to release.
+    pub(crate) fn remove_topic(&mut self, topic: &TopicName, now: Timestamp, out: &mut Vec<MembershipEffect>) {
+        if self.topics.remove(topic).is_some() {
+            self.rebalance(now, out);
+        }
+    }
+
+    /// Changes how queues are shared.
+    pub(crate) fn set_strategy(
+        &mut self,
+        strategy: AssignmentStrategy,
+        now: Timestamp,
+        out: &mut Vec<MembershipEffect>,
+    ) {
+        if std::mem::replace(&mut self.settings.strategy, strategy) != strategy {
+            self.rebalance(now, out);
+        }
+    }
+
+    /// Frees a queue whose holder is done with it. One that was not revoked is granted anew.
+    ///
+    /// # Errors
+    /// When the queue is not held under this lease: the holder was fenced or has released before.
+    pub(crate) fn released(
+        &mut self,
+        queue: &QueueKey,
+        lease: Lease,
+        out: &mut Vec<MembershipEffect>,
+    ) -> Result<(), StaleLease> {
+        self.check(queue, lease)?;
+        self.holdings.remove(queue);
+        self.grant_if_wanted(queue, out);
+        Ok(())
+    }
+
+    /// Cuts off the holders whose time to release has run out.
+    pub(crate) fn expire(&mut self, now: Timestamp, out: &mut Vec<MembershipEffect>) {
+        let late = |holding: &Holding| holding.release_until.is_some_and(|until| until <= now);
+        let queues: Vec<QueueKey> =
+            self.holdings.iter().filter(|(_, holding)| late(holding)).map(|(queue, _)| queue.clone()).collect();
+        for queue in queues {
+            let Some(holding) = self.holdings.remove(&queue) else { continue };
+            let (member, lease) = (holding.member, holding.lease);
+            out.push(MembershipEffect::Fence { member, queue: queue.clone(), lease });
+            self.grant_if_wanted(&queue, out);
+        }
+        if let Some(at) = self.next_deadline() {
+            out.push(MembershipEffect::Deadline { at });
+        }
+    }
+
+    /// Whether the queue is held under this lease now; asked before an acknowledgement counts.
+    ///
+    /// # Errors
+    /// When it is not: the caller has lost the queue.
+    pub(crate) fn check(&self, queue: &QueueKey, lease: Lease) -> Result<(), StaleLease> {
+        match self.holdings.get(queue) {
+            Some(holding) if holding.lease == lease => Ok(()),
+            _ => Err(StaleLease),
+        }
+    }
+
+    /// Who holds a queue.
+    #[must_use]
+    pub(crate) fn holding(&self, queue: &QueueKey) -> Option<&Holding> {
+        self.holdings.get(queue)
+    }
+
+    /// All queues that are held, in order.
+    pub(crate) fn holdings(&self) -> impl ExactSizeIterator<Item = (&QueueKey, &Holding)> {
+        self.holdings.iter()
+    }
+
+    /// The members with their subscriptions, by name.
+    pub(crate) fn members(&self) -> impl ExactSizeIterator<Item = (&MemberId, &BTreeSet<TopicName>)> {
+        self.members.iter()
+    }
+
+    /// Whether a topic is subscribed to by anybody.
+    #[must_use]
+    pub(crate) fn subscribes_to(&self, topic: &TopicName) -> bool {
+        self.members.values().any(|topics| topics.contains(topic))
+    }
+
+    /// The last lease given out.
+    #[must_use]
+    pub(crate) fn last_lease(&self) -> Lease {
+        self.last_lease
+    }
+
+    /// The earliest time at which [`expire`](Self::expire) has something to do.
+    #[must_use]
+    pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
+        self.holdings.values().filter_map(|holding| holding.release_until).min()
+    }
+
+    /// Asks for what others shall have and grants what is free. A revocation is never taken back, even if the target
+    /// changes again: its holder may be finishing already, and gets the queue back under a new lease.
+    fn rebalance(&mut self, now: Timestamp, out: &mut Vec<MembershipEffect>) {
+        self.target = self.share();
+        let deadline = now.plus(self.settings.revoke_patience);
+        let mut revoked = false;
+        for (queue, holding) in &mut self.holdings {
+            if holding.release_until.is_none() && self.target.get(queue) != Some(&holding.member) {
+                holding.release_until = Some(deadline);
+                revoked = true;
+                let (member, lease) = (holding.member.clone(), holding.lease);
+                out.push(MembershipEffect::Revoke { member, queue: queue.clone(), lease });
+            }
+        }
+        let free: Vec<QueueKey> = self.target.keys().filter(|q| !self.holdings.contains_key(q)).cloned().collect();
+        for queue in free {
+            self.grant_if_wanted(&queue, out);
+        }
+        if let Some(at) = self.next_deadline().filter(|_| revoked) {
+            out.push(MembershipEffect::Deadline { at });
+        }
+    }
+
+    /// Gives a queue that nobody holds to the member that shall have it, if there is one.
+    fn grant_if_wanted(&mut self, queue: &QueueKey, out: &mut Vec<MembershipEffect>) {
+        if let Some(member) = self.target.get(queue).cloned() {
+            self.last_lease.0 += 1;
+            let lease = self.last_lease;
+            let holding = Holding { member: member.clone(), lease, release_until: None };
+            let before = self.holdings.insert(queue.clone(), holding);
+            assert!(before.is_none(), "{queue} is granted while it is held");
+            out.push(MembershipEffect::Grant { member, queue: queue.clone(), lease });
+        }
+    }
+
+    /// Shares the queues anew: each topic by itself, among the members subscribed to it.
+    fn share(&self) -> BTreeMap<QueueKey, MemberId> {
+        let mut target = BTreeMap::new();
+        for (topic, queues) in &self.topics {
+            let subscribed = self.members.iter().filter(|(_, topics)| topics.contains(topic));
+            let members: Vec<&MemberId> = subscribed.map(|(member, _)| member).collect();
+            let queues: Vec<QueueKey> = queues.ids().map(|id| QueueKey::new(topic.clone(), id)).collect();
+            let shares = assign(self.settings.strategy, &members, &queues);
+            for (member, share) in members.into_iter().zip(shares) {
+                target.extend(share.into_iter().map(|queue| (queue, member.clone())));
+            }
+        }
+        target
+    }
+}
+
+#[cfg(test)]
+#[path = "membership_tests.rs"]
+mod tests;
