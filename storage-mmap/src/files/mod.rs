@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use memory::MemoryFiles;
 pub use real::RealFiles;
 
 /// How a file is opened.
