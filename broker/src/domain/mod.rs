@@ -9,6 +9,10 @@
 )]
 
 pub(crate) mod assignment;
+pub(crate) mod filter;
 pub(crate) mod member;
 pub(crate) mod membership;
+pub(crate) mod progress;
+pub(crate) mod restart;
+pub(crate) mod retry;
 pub(crate) mod routing;
