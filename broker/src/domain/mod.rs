@@ -9,6 +9,7 @@
 )]
 
 pub(crate) mod assignment;
+pub(crate) mod delay;
 pub(crate) mod filter;
 pub(crate) mod member;
 pub(crate) mod membership;
@@ -16,3 +17,4 @@ pub(crate) mod progress;
 pub(crate) mod restart;
 pub(crate) mod retry;
 pub(crate) mod routing;
+pub(crate) mod sequence;

@@ -2,6 +2,13 @@
 
 use std::time::Duration;
 
+use cuemq_storage_api::InvalidInput;
+
+/// Most redeliveries of one message.
+pub const MAX_REDELIVERIES: u32 = 1000;
+/// Longest pause before a redelivery: a year.
+pub const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// RocketMQ's redelivery times in seconds: 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h.
 const DEFAULT_SCHEDULE_S: [u64; 16] = [10, 30, 60, 120, 180, 240, 300, 360, 420, 480, 540, 600, 1200, 1800, 3600, 7200];
 
@@ -58,6 +65,30 @@ impl RetryPolicy {
             Self::Schedule(pauses) => u32::try_from(pauses.len()).unwrap_or(u32::MAX),
             Self::Exponential { redeliveries, .. } | Self::Fixed { redeliveries, .. } => *redeliveries,
         }
+    }
+
+    /// Checks the bounds: at most 1000 redeliveries, pauses of at most a year.
+    ///
+    /// # Errors
+    /// Names the value and its bound.
+    pub fn check(&self) -> Result<(), InvalidInput> {
+        if self.redeliveries() > MAX_REDELIVERIES {
+            return Err(InvalidInput::new(format!(
+                "a retry policy has {} redeliveries: use at most {MAX_REDELIVERIES}",
+                self.redeliveries()
+            )));
+        }
+        let longest = match self {
+            Self::Schedule(pauses) => pauses.iter().copied().max().unwrap_or_default(),
+            Self::Exponential { first, longest, .. } => *first.max(longest),
+            Self::Fixed { pause, .. } => *pause,
+        };
+        if longest > LONGEST_RETRY_PAUSE {
+            return Err(InvalidInput::new(format!(
+                "a retry policy has a pause of {longest:?}: use at most {LONGEST_RETRY_PAUSE:?}"
+            )));
+        }
+        Ok(())
     }
 
     /// The same pauses, but at most this many redeliveries.
@@ -121,6 +152,17 @@ mod tests {
         assert_eq!(policy.at_most(9).redeliveries(), 2, "a limit adds nothing");
         assert_eq!(RetryPolicy::default().at_most(0).delay_of(1), None);
         assert_eq!(RetryPolicy::default().at_most(3).delay_of(3), Some(secs(60)));
+    }
+
+    #[test]
+    fn policies_are_bounded() {
+        RetryPolicy::default().check().unwrap();
+        let many = RetryPolicy::Schedule(vec![secs(1); 1001]);
+        let long = RetryPolicy::Fixed { pause: secs(367 * 24 * 3600), redeliveries: 1 };
+        let first = RetryPolicy::Exponential { first: Duration::MAX, longest: secs(1), redeliveries: 1 };
+        for policy in [many, long, first] {
+            assert!(policy.check().is_err());
+        }
     }
 
     proptest! {
