@@ -18,9 +18,21 @@ use crate::engine::{Engine, Retention};
 use crate::error::Result;
 
 pub mod appends;
+pub mod batches;
+pub mod caps;
+pub mod closes;
+pub mod crashes;
 pub mod fetches;
+pub mod keys;
+pub mod maintenance;
+pub mod marks;
 pub mod positions;
+pub mod readers;
+pub mod reopens;
+mod rounds;
 mod sample;
+pub mod tables;
+pub mod times;
 pub mod trims;
 
 /// Something an engine can be opened over again and again: a directory, a bucket, a map.
@@ -132,6 +144,108 @@ macro_rules! conformance_cases {
                 every_position_leads_to_its_record,
                 no_record_begins_elsewhere,
                 trimmed_records_are_gone,
+            }
+            times {
+                the_first_at_or_after_a_time,
+                equal_times_lead_to_the_first,
+                beyond_the_records_are_the_bounds,
+                an_unknown_queue_answers_zero,
+                trimmed_times_lead_to_the_minimum,
+                times_that_were_raised_are_found_raised,
+                every_time_of_a_long_queue_is_found,
+            }
+            keys {
+                the_newest_comes_first,
+                every_queue_of_the_topic_is_searched,
+                topics_are_kept_apart,
+                colliding_keys_are_kept_apart,
+                only_the_whole_key_counts,
+                the_time_range_is_half_open,
+                the_limit_keeps_the_newest,
+                trimmed_records_are_not_found,
+                each_key_of_a_record_finds_it_once,
+                long_and_foreign_keys_work,
+                many_keys_are_told_apart,
+            }
+            tables {
+                rows_that_were_put_are_there,
+                the_last_value_counts,
+                deleted_rows_are_gone,
+                within_a_batch_the_last_word_counts,
+                rows_come_in_byte_order,
+                a_scan_is_half_open,
+                an_empty_range_has_no_rows,
+                a_limited_scan_goes_on_behind_its_last_key,
+                tables_are_kept_apart,
+                long_keys_and_large_values_are_kept,
+                many_rows_over_many_batches,
+                no_scan_returns_more_than_the_cap,
+            }
+            batches {
+                a_batch_lands_in_queues_and_tables,
+                a_refused_batch_leaves_nothing,
+                a_move_is_one_batch,
+                joined_batches_are_one,
+                batches_without_records_have_marks,
+            }
+            reopens {
+                an_empty_store_reopens_empty,
+                everything_is_the_same,
+                offsets_and_positions_go_on,
+                trims_stay,
+                rows_stay_as_the_last_word_said,
+                lookups_answer_as_before,
+                a_large_last_record_is_whole,
+                an_engine_that_was_only_dropped_can_be_reopened,
+            }
+            crashes {
+                what_was_synced_stays,
+                a_suffix_may_go_but_never_half_a_batch,
+                a_crash_before_the_first_sync_leaves_a_store,
+                writing_goes_on_after_a_crash,
+                crashes_may_follow_each_other,
+                a_crash_after_reopening_keeps_what_was_there,
+                what_survived_is_synced_by_the_next_sync,
+                synced_trims_and_deletions_stay,
+                a_large_batch_is_whole_or_gone,
+                times_do_not_fall_over_a_crash,
+            }
+            readers {
+                a_reader_never_sees_half_a_batch,
+                what_is_within_bounds_can_be_fetched,
+                what_can_be_fetched_is_found,
+                trims_do_not_disturb_readers,
+                writers_take_turns,
+            }
+            caps {
+                a_body_beyond_the_cap_is_refused,
+                attributes_beyond_the_cap_are_refused,
+                row_keys_beyond_the_caps_are_refused,
+                a_value_beyond_the_cap_is_refused,
+                too_many_changes_are_refused,
+                too_many_bytes_are_refused,
+                at_the_caps_all_is_well,
+            }
+            closes {
+                a_second_close_does_nothing,
+                a_closed_engine_refuses_everything,
+                closing_makes_durable,
+                records_outlive_their_engine,
+                a_second_engine_is_locked_out,
+            }
+            marks {
+                marks_rise_with_every_batch,
+                a_sync_covers_what_was_applied,
+                a_sync_without_writes_succeeds,
+                the_durable_mark_never_falls,
+                a_reopened_store_is_durable,
+            }
+            maintenance {
+                nothing_visible_changes,
+                old_records_expire,
+                expired_records_stay_away,
+                rows_do_not_expire,
+                the_oldest_go_when_there_are_too_many_bytes,
             }
         }
     };
