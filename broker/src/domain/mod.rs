@@ -18,3 +18,4 @@ pub(crate) mod restart;
 pub(crate) mod retry;
 pub(crate) mod routing;
 pub(crate) mod sequence;
+pub(crate) mod transaction;
