@@ -1,0 +1,199 @@
+//! The ordered store over fjall 3.1.13, and what its source says that a caller must know.
+//!
+//! * **Moments.** A commit with `PersistMode::Buffer` writes the journal's 8 KiB buffer to the operating system before
+//!   it returns, so what is committed survives SIGKILL. [`OrderedKv::sync`] is one `fdatasync` of the active journal
+//!   for everything committed before; sealed journals were synced when they were sealed, tables when they were
+//!   written. fjall syncs while it holds its one journal lock: readers go on, commits wait. So group commit is made
+//!   above (the broker's lane), never by a sync per batch here.
+//! * **Stalls.** Back-pressure is a sleep inside the commit: 100 ms at a time while a space has four sealed memtables
+//!   or more, 10 ms at a time from thirty runs in level 0 on. Commits of half a second have been seen. Only a thread
+//!   that serves nobody else may write.
+//! * **Atomic reads.** `Keyspace::get` and `range` read whatever is in the memtable, half a batch too. Only a snapshot
+//!   ends between two batches, so a [`KvView`] is one.
+//! * **One key twice in a batch.** All changes of a batch have one sequence number, and the memtable replaces an entry
+//!   of the same key and number: the last change counts, also when the journal is replayed.
+//! * **Memory.** With the feature `bytes_1` keys and values are handed in and out as `Bytes` without a copy. A memtable
+//!   keeps the slices it was given, so the buffers behind them must not mix spaces: a small row would pin the bodies
+//!   beside it for as long as its own, slow memtable lives.
+//! * **Journals.** One per database, sealed when a memtable is flushed and more than 64 MB are in it, deleted when
+//!   every space in it has been flushed. `journal_bytes` bounds how many there are and so how long opening takes. A new
+//!   journal is 64 MiB long and sparse: it takes room only as it fills.
+//! * **Failure.** Any error of a journal write or of a background thread poisons the database until it is reopened.
+//!   A failed open may panic (measured: 8 % of single flipped bits in a journal), which is caught here and becomes
+//!   `Corrupt`; the panic's text still goes to the process's panic hook. A cut journal is *not* reported by fjall:
+//!   the watermark file is what notices (see [`crate::watermark`]).
+//! * **Not used.** FIFO compaction (panics on keys that are not monotonic), `clear` (loses against compactions),
+//!   separation of large values (3 to 5 times slower scans below 4 KiB), a keyspace per queue (64 MiB of memtable and a
+//!   journal held back by each).
+
+use std::any::Any;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use bytes::Bytes;
+use cuemq_storage_api::ErrorKind;
+use fjall::config::FilterPolicy;
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot};
+
+use crate::kv::{KvBatch, KvError, KvResult, KvRow, KvView, OrderedKv, Space};
+use crate::settings::LsmSettings;
+
+/// The spaces that hold small rows get a memtable this much smaller than that of the records.
+const SMALL_MEMTABLE_SHARE: u64 = 4;
+const SPACES: usize = Space::ALL.len();
+
+/// An open fjall database with one keyspace per space. Dropping it syncs, stops its threads and releases its lock.
+pub(crate) struct FjallKv {
+    spaces: [Keyspace; SPACES],
+    database: Database,
+}
+
+impl fmt::Debug for FjallKv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FjallKv").finish_non_exhaustive()
+    }
+}
+
+impl FjallKv {
+    /// Opens or creates the database in a directory.
+    pub(crate) fn open(directory: &Path, settings: &LsmSettings) -> KvResult<Self> {
+        match catch_unwind(AssertUnwindSafe(|| Self::open_unguarded(directory, settings))) {
+            Ok(opened) => opened.map_err(open_error),
+            Err(panic) => Err(KvError {
+                kind: ErrorKind::Corrupt,
+                source: format!("fjall panicked: {}", text_of(&*panic)).into(),
+            }),
+        }
+    }
+
+    fn open_unguarded(directory: &Path, settings: &LsmSettings) -> fjall::Result<Self> {
+        let database = Database::builder(directory)
+            .cache_size(settings.cache_bytes)
+            .max_journaling_size(settings.journal_bytes)
+            .worker_threads(settings.worker_threads)
+            .manual_journal_persist(true)
+            .open()?;
+        let open = |space: Space| database.keyspace(space.name(), || options(space, settings));
+        let [log, cq, key, meta] = Space::ALL;
+        let spaces = [open(log)?, open(cq)?, open(key)?, open(meta)?];
+        Ok(Self { spaces, database })
+    }
+}
+
+fn options(space: Space, settings: &LsmSettings) -> KeyspaceCreateOptions {
+    let options = KeyspaceCreateOptions::default().manual_journal_persist(true);
+    let small = settings.memtable_bytes / SMALL_MEMTABLE_SHARE;
+    match space {
+        // Whoever asks for a position knows from the queue's row that it is there: filters would not help.
+        Space::Log => options.max_memtable_size(settings.memtable_bytes).expect_point_read_hits(true),
+        // Only ever scanned.
+        Space::ConsumeQueue | Space::KeyIndex => {
+            options.max_memtable_size(small).filter_policy(FilterPolicy::disabled())
+        }
+        Space::Meta => options.max_memtable_size(small),
+    }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a text")
+}
+
+/// While a database is opened, whatever is not the operating system's refusal is damage.
+fn open_error(error: fjall::Error) -> KvError {
+    let kind = match &error {
+        fjall::Error::Io(_) | fjall::Error::Storage(fjall::LsmError::Io(_)) => ErrorKind::Io,
+        fjall::Error::Locked => ErrorKind::Locked,
+        fjall::Error::InvalidVersion(_) | fjall::Error::Storage(fjall::LsmError::InvalidVersion(_)) => {
+            ErrorKind::Version
+        }
+        _ => ErrorKind::Corrupt,
+    };
+    KvError { kind, source: error.into() }
+}
+
+fn use_error(error: impl Into<fjall::Error>) -> KvError {
+    let error = error.into();
+    let kind = match &error {
+        fjall::Error::Poisoned => ErrorKind::Poisoned,
+        fjall::Error::Io(_) | fjall::Error::Storage(fjall::LsmError::Io(_)) => ErrorKind::Io,
+        _ => ErrorKind::Corrupt,
+    };
+    KvError { kind, source: error.into() }
+}
+
+impl OrderedKv for FjallKv {
+    type Batch = FjallBatch;
+    type View<'a> = FjallView<'a>;
+
+    fn batch(&self, changes: usize) -> FjallBatch {
+        let batch = OwnedWriteBatch::with_capacity(self.database.clone(), changes);
+        FjallBatch { spaces: self.spaces.clone(), batch: batch.durability(Some(PersistMode::Buffer)) }
+    }
+
+    fn commit(&self, batch: FjallBatch) -> KvResult<()> {
+        batch.batch.commit().map_err(use_error)
+    }
+
+    fn view(&self) -> FjallView<'_> {
+        FjallView { spaces: &self.spaces, snapshot: self.database.snapshot() }
+    }
+
+    fn sync(&self) -> KvResult<()> {
+        self.database.persist(PersistMode::SyncData).map_err(use_error)
+    }
+}
+
+/// A fjall batch that is in the operating system's hands when it has been committed.
+pub(crate) struct FjallBatch {
+    spaces: [Keyspace; SPACES],
+    batch: OwnedWriteBatch,
+}
+
+impl KvBatch for FjallBatch {
+    fn put(&mut self, space: Space, key: Bytes, value: Bytes) {
+        self.batch.insert(&self.spaces[space.number()], key, value);
+    }
+
+    fn delete(&mut self, space: Space, key: Bytes) {
+        self.batch.remove(&self.spaces[space.number()], key);
+    }
+}
+
+/// A fjall snapshot.
+pub(crate) struct FjallView<'a> {
+    spaces: &'a [Keyspace; SPACES],
+    snapshot: Snapshot,
+}
+
+impl FjallView<'_> {
+    fn iterate(&self, space: Space, from: &[u8], to: Option<&[u8]>) -> fjall::Iter {
+        let keyspace = &self.spaces[space.number()];
+        match to {
+            Some(to) if from < to => self.snapshot.range(keyspace, from..to),
+            Some(_) => self.snapshot.range(keyspace, from..from),
+            None => self.snapshot.range(keyspace, from..),
+        }
+    }
+}
+
+impl KvView for FjallView<'_> {
+    fn get(&self, space: Space, key: &[u8]) -> KvResult<Option<Bytes>> {
+        let value = self.snapshot.get(&self.spaces[space.number()], key).map_err(use_error)?;
+        Ok(value.map(Bytes::from))
+    }
+
+    fn range(&self, space: Space, from: &[u8], to: Option<&[u8]>) -> impl Iterator<Item = KvResult<KvRow>> {
+        self.iterate(space, from, to).map(row)
+    }
+
+    fn last(&self, space: Space, from: &[u8], to: Option<&[u8]>) -> KvResult<Option<KvRow>> {
+        self.iterate(space, from, to).next_back().map(row).transpose()
+    }
+}
+
+fn row(guard: fjall::Guard) -> KvResult<KvRow> {
+    let (key, value) = guard.into_inner().map_err(use_error)?;
+    Ok((key.into(), value.into()))
+}
