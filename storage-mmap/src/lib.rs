@@ -1,4 +1,36 @@
-//! Being written.
+//! The commit-log storage engine of CueMQ.
+//!
+//! One log holds every batch as one checksummed frame; all else is derived from it. A write is one positioned write,
+//! a read hands out slices of a read-only map.
+//!
+//! ```text
+//! MANIFEST      format, shape of the files, epoch          checkpoint   state at one position of the log
+//! LOCK          one process per directory                  watermark    how much of the log was surely on disk
+//! commitlog/    frames, in files of one size               index/       key and time look-up
+//! consumequeue/ <topic>/<queue>/: 20 bytes per record
+//! ```
+//!
+//! `FORMAT.md` has every byte of every file.
 
+mod catalog;
+mod checkpoint;
+mod commit_log;
+mod consume_queue;
+mod cursor;
+mod engine;
 pub mod files;
+mod health;
+mod manifest;
 mod mapped_file;
+mod opening;
+mod reader;
+mod replace;
+mod retention;
+mod settings;
+mod tables;
+mod upkeep;
+mod watermark;
+mod writer;
+
+pub use engine::MmapEngine;
+pub use settings::{MmapSettings, RetentionSettings};

@@ -1,0 +1,410 @@
+//! The bytes of the commit log: frames and the items in them. `FORMAT.md` has the same as a table.
+//!
+//! A *frame* is one applied batch: a header, then one *item* per appended record, put, delete and trim, then zeros up
+//! to a multiple of 8. It counts only as a whole: every checksum in it must hold.
+
+use bytes::Bytes;
+use cuemq_storage_api::{Attributes, Record, Timestamp};
+
+/// Bytes of a frame's header.
+pub(crate) const FRAME_HEADER_BYTES: usize = 64;
+/// Bytes of an appended record's header.
+pub(crate) const RECORD_HEADER_BYTES: usize = 64;
+/// Frames begin and end at multiples of this, so that a search for them can go in steps.
+pub(crate) const FRAME_ALIGNMENT: usize = 8;
+
+const MAGIC: [u8; 4] = *b"CqFr";
+const VERSION: u16 = 1;
+const FLAG_BLANK: u16 = 1;
+const ITEM_PREFIX_BYTES: usize = 16;
+const TRIM_BYTES: usize = 24;
+const KIND_RECORD: u8 = 1;
+const KIND_PUT: u8 = 2;
+const KIND_DELETE: u8 = 3;
+const KIND_TRIM: u8 = 4;
+
+/// The header of one frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FrameHeader {
+    /// Whole frame with header and padding; for a blank one, the rest of the segment.
+    pub(crate) len: u32,
+    pub(crate) items: u32,
+    pub(crate) epoch: u32,
+    /// The header checksum of the frame before this one; 0 for the first frame of a store.
+    pub(crate) previous: u32,
+    /// Where the frame begins in the log.
+    pub(crate) position: u64,
+    /// Up to where the log was surely on disk when this frame was written.
+    pub(crate) durable_upto: u64,
+    pub(crate) stored_at: i64,
+    /// Checksum over the checksums of the items.
+    pub(crate) items_crc: u32,
+    /// Ends a segment: nothing but zeros follows it up to the next one.
+    pub(crate) blank: bool,
+}
+
+impl FrameHeader {
+    /// The header's bytes, and their checksum, which links the next frame to this one.
+    pub(crate) fn encode(&self) -> ([u8; FRAME_HEADER_BYTES], u32) {
+        let mut out = [0; FRAME_HEADER_BYTES];
+        out[0..4].copy_from_slice(&MAGIC);
+        out[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        out[6..8].copy_from_slice(&(if self.blank { FLAG_BLANK } else { 0 }).to_le_bytes());
+        out[8..12].copy_from_slice(&self.len.to_le_bytes());
+        out[12..16].copy_from_slice(&self.items.to_le_bytes());
+        out[16..20].copy_from_slice(&self.epoch.to_le_bytes());
+        out[20..24].copy_from_slice(&self.previous.to_le_bytes());
+        out[24..32].copy_from_slice(&self.position.to_le_bytes());
+        out[32..40].copy_from_slice(&self.durable_upto.to_le_bytes());
+        out[40..48].copy_from_slice(&self.stored_at.to_le_bytes());
+        out[48..52].copy_from_slice(&self.items_crc.to_le_bytes());
+        let crc = crc32c::crc32c(&out[..60]);
+        out[60..64].copy_from_slice(&crc.to_le_bytes());
+        (out, crc)
+    }
+
+    /// The header and its checksum, if these bytes are one.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<(Self, u32)> {
+        if bytes.len() < FRAME_HEADER_BYTES || bytes[0..4] != MAGIC || u16_at(bytes, 4) != VERSION {
+            return None;
+        }
+        let crc = u32_at(bytes, 60);
+        let flags = u16_at(bytes, 6);
+        if crc32c::crc32c(&bytes[..60]) != crc || flags & !FLAG_BLANK != 0 || u64_at(bytes, 52) != 0 {
+            return None;
+        }
+        let header = Self {
+            len: u32_at(bytes, 8),
+            items: u32_at(bytes, 12),
+            epoch: u32_at(bytes, 16),
+            previous: u32_at(bytes, 20),
+            position: u64_at(bytes, 24),
+            durable_upto: u64_at(bytes, 32),
+            stored_at: i64_at(bytes, 40),
+            items_crc: u32_at(bytes, 48),
+            blank: flags & FLAG_BLANK != 0,
+        };
+        let whole = header.len as usize;
+        let sound = whole >= FRAME_HEADER_BYTES && whole.is_multiple_of(FRAME_ALIGNMENT);
+        sound.then_some((header, crc))
+    }
+
+    /// Whether the bytes behind the header are exactly this frame's items, each whole, and zero padding.
+    pub(crate) fn vouches_for(&self, items: &[u8]) -> bool {
+        if self.blank {
+            return self.items == 0;
+        }
+        let (mut rest, mut crc) = (items, 0);
+        for _ in 0..self.items {
+            let Some((item, tail)) = split_item(rest).filter(|(item, _)| item_is_sound(item)) else { return false };
+            crc = crc32c::crc32c_append(crc, &item[..4]);
+            rest = tail;
+        }
+        crc == self.items_crc && rest.len() < FRAME_ALIGNMENT && rest.iter().all(|byte| *byte == 0)
+    }
+}
+
+/// Bytes of a frame around items of this size.
+pub(crate) const fn frame_bytes(items: u64) -> u64 {
+    (FRAME_HEADER_BYTES as u64 + items).next_multiple_of(FRAME_ALIGNMENT as u64)
+}
+
+/// Bytes of the item that carries a record.
+pub(crate) fn record_bytes(topic: &str, record: &Record) -> usize {
+    RECORD_HEADER_BYTES + topic.len() + record.payload_bytes()
+}
+
+/// Bytes of the item that sets or (without a value) removes a row.
+pub(crate) fn row_bytes(table: &str, key: &[u8], value: &[u8]) -> usize {
+    ITEM_PREFIX_BYTES + table.len() + key.len() + value.len()
+}
+
+/// Bytes of the item that trims a queue.
+pub(crate) fn trim_bytes(topic: &str) -> usize {
+    TRIM_BYTES + topic.len()
+}
+
+/// The fixed part of an appended record's item.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RecordHeader {
+    pub(crate) len: u32,
+    pub(crate) topic_len: u8,
+    pub(crate) attributes_len: u16,
+    pub(crate) body_len: u32,
+    pub(crate) position: u64,
+    pub(crate) queue_offset: u64,
+    pub(crate) stored_at: i64,
+    pub(crate) born_at: i64,
+    pub(crate) tag_hash: i64,
+    pub(crate) queue: u32,
+    pub(crate) epoch: u32,
+}
+
+impl RecordHeader {
+    /// The header, if these bytes begin an item of a record whose lengths add up.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() < RECORD_HEADER_BYTES || bytes[8] != KIND_RECORD {
+            return None;
+        }
+        let header = Self {
+            len: u32_at(bytes, 4),
+            topic_len: bytes[9],
+            attributes_len: u16_at(bytes, 10),
+            body_len: u32_at(bytes, 12),
+            position: u64_at(bytes, 16),
+            queue_offset: u64_at(bytes, 24),
+            stored_at: i64_at(bytes, 32),
+            born_at: i64_at(bytes, 40),
+            tag_hash: i64_at(bytes, 48),
+            queue: u32_at(bytes, 56),
+            epoch: u32_at(bytes, 60),
+        };
+        let parts = RECORD_HEADER_BYTES as u64
+            + u64::from(header.topic_len)
+            + u64::from(header.attributes_len)
+            + u64::from(header.body_len);
+        (parts == u64::from(header.len)).then_some(header)
+    }
+
+    fn attributes_start(&self) -> usize {
+        RECORD_HEADER_BYTES + usize::from(self.topic_len)
+    }
+
+    /// The topic within the whole item.
+    pub(crate) fn topic<'a>(&self, item: &'a [u8]) -> &'a [u8] {
+        &item[RECORD_HEADER_BYTES..self.attributes_start()]
+    }
+
+    /// The attributes within the whole item.
+    pub(crate) fn attributes<'a>(&self, item: &'a [u8]) -> &'a [u8] {
+        &item[self.attributes_start()..self.attributes_start() + usize::from(self.attributes_len)]
+    }
+
+    /// The record as slices of the whole item.
+    pub(crate) fn record(&self, item: &Bytes) -> Record {
+        let attributes_start = self.attributes_start();
+        let body_start = attributes_start + usize::from(self.attributes_len);
+        Record {
+            body: item.slice(body_start..body_start + self.body_len as usize),
+            attributes: Attributes::from_stored(item.slice(attributes_start..body_start)),
+            born_at: Timestamp::from_millis(self.born_at),
+        }
+    }
+}
+
+/// What an item says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Item<'a> {
+    Record { header: RecordHeader, bytes: &'a [u8] },
+    Put { table: &'a str, key: &'a [u8], value: &'a [u8] },
+    Delete { table: &'a str, key: &'a [u8] },
+    Trim { topic: &'a [u8], queue: u32, before: u64 },
+}
+
+/// Cuts one item off the front, going by its length alone.
+fn split_item(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    if bytes.len() < ITEM_PREFIX_BYTES {
+        return None;
+    }
+    let len = u32_at(bytes, 4) as usize;
+    if len < ITEM_PREFIX_BYTES { None } else { bytes.split_at_checked(len) }
+}
+
+/// Whether a whole item's checksum holds.
+pub(crate) fn item_is_sound(item: &[u8]) -> bool {
+    item.len() >= ITEM_PREFIX_BYTES && crc32c::crc32c(&item[4..]) == u32_at(item, 0)
+}
+
+/// The items of a frame for which the frame's header vouched. Ends early at an item it cannot read, which then is
+/// the work of a writer with a bug: [`Items::is_complete`] tells.
+#[derive(Debug)]
+pub(crate) struct Items<'a> {
+    rest: &'a [u8],
+    left: u32,
+}
+
+impl<'a> Items<'a> {
+    pub(crate) fn new(header: &FrameHeader, items: &'a [u8]) -> Self {
+        Self { rest: items, left: header.items }
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.left == 0
+    }
+}
+
+impl<'a> Iterator for Items<'a> {
+    type Item = Item<'a>;
+
+    fn next(&mut self) -> Option<Item<'a>> {
+        if self.left == 0 {
+            return None;
+        }
+        let (bytes, rest) = split_item(self.rest)?;
+        let item = decode_item(bytes)?;
+        self.rest = rest;
+        self.left -= 1;
+        Some(item)
+    }
+}
+
+fn decode_item(bytes: &[u8]) -> Option<Item<'_>> {
+    let name_len = usize::from(bytes[9]);
+    match bytes[8] {
+        KIND_RECORD => Some(Item::Record { header: RecordHeader::decode(bytes)?, bytes }),
+        kind @ (KIND_PUT | KIND_DELETE) => {
+            let key_len = usize::from(u16_at(bytes, 10));
+            let (table, row) = bytes[ITEM_PREFIX_BYTES..].split_at_checked(name_len)?;
+            let (key, value) = row.split_at_checked(key_len)?;
+            let table = std::str::from_utf8(table).ok()?;
+            if value.len() != u32_at(bytes, 12) as usize || (kind == KIND_DELETE && !value.is_empty()) {
+                return None;
+            }
+            Some(if kind == KIND_PUT { Item::Put { table, key, value } } else { Item::Delete { table, key } })
+        }
+        KIND_TRIM if bytes.len() == TRIM_BYTES + name_len => {
+            Some(Item::Trim { topic: &bytes[TRIM_BYTES..], queue: u32_at(bytes, 12), before: u64_at(bytes, 16) })
+        }
+        _ => None,
+    }
+}
+
+/// Writes one frame into a buffer that is used again and again.
+#[derive(Debug, Default)]
+pub(crate) struct FrameEncoder {
+    bytes: Vec<u8>,
+    items: u32,
+    items_crc: u32,
+}
+
+impl FrameEncoder {
+    /// A buffer that grew beyond this for one large batch is given back after it.
+    const KEPT_CAPACITY_BYTES: usize = 8 << 20;
+
+    /// Begins a frame; the header's place is kept free.
+    pub(crate) fn begin(&mut self, frame_bytes: usize) {
+        self.bytes.clear();
+        if self.bytes.capacity() > Self::KEPT_CAPACITY_BYTES {
+            self.bytes.shrink_to(Self::KEPT_CAPACITY_BYTES);
+        }
+        self.bytes.reserve(frame_bytes);
+        self.bytes.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
+        (self.items, self.items_crc) = (0, 0);
+    }
+
+    /// Bytes so far, the header's place included: where the next item begins within the frame.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Adds a record. The lengths in `header` are those of the parts.
+    pub(crate) fn record(&mut self, header: &RecordHeader, topic: &str, record: &Record) {
+        let start = self.bytes.len();
+        let mut head = [0; RECORD_HEADER_BYTES];
+        head[4..8].copy_from_slice(&header.len.to_le_bytes());
+        head[8] = KIND_RECORD;
+        head[9] = header.topic_len;
+        head[10..12].copy_from_slice(&header.attributes_len.to_le_bytes());
+        head[12..16].copy_from_slice(&header.body_len.to_le_bytes());
+        head[16..24].copy_from_slice(&header.position.to_le_bytes());
+        head[24..32].copy_from_slice(&header.queue_offset.to_le_bytes());
+        head[32..40].copy_from_slice(&header.stored_at.to_le_bytes());
+        head[40..48].copy_from_slice(&header.born_at.to_le_bytes());
+        head[48..56].copy_from_slice(&header.tag_hash.to_le_bytes());
+        head[56..60].copy_from_slice(&header.queue.to_le_bytes());
+        head[60..64].copy_from_slice(&header.epoch.to_le_bytes());
+        self.bytes.extend_from_slice(&head);
+        self.bytes.extend_from_slice(topic.as_bytes());
+        self.bytes.extend_from_slice(record.attributes.as_bytes());
+        self.bytes.extend_from_slice(&record.body);
+        self.seal_item(start);
+    }
+
+    /// Adds the setting of a row.
+    pub(crate) fn put(&mut self, table: &str, key: &[u8], value: &[u8]) {
+        self.row(KIND_PUT, table, key, value);
+    }
+
+    /// Adds the removal of a row.
+    pub(crate) fn delete(&mut self, table: &str, key: &[u8]) {
+        self.row(KIND_DELETE, table, key, &[]);
+    }
+
+    fn row(&mut self, kind: u8, table: &str, key: &[u8], value: &[u8]) {
+        let start = self.bytes.len();
+        let mut head = [0; ITEM_PREFIX_BYTES];
+        head[4..8].copy_from_slice(&len_u32(row_bytes(table, key, value)).to_le_bytes());
+        head[8] = kind;
+        head[9] = len_u8(table.len());
+        head[10..12].copy_from_slice(&len_u16(key.len()).to_le_bytes());
+        head[12..16].copy_from_slice(&len_u32(value.len()).to_le_bytes());
+        self.bytes.extend_from_slice(&head);
+        self.bytes.extend_from_slice(table.as_bytes());
+        self.bytes.extend_from_slice(key);
+        self.bytes.extend_from_slice(value);
+        self.seal_item(start);
+    }
+
+    /// Adds the trimming of a queue.
+    pub(crate) fn trim(&mut self, topic: &str, queue: u32, before: u64) {
+        let start = self.bytes.len();
+        let mut head = [0; TRIM_BYTES];
+        head[4..8].copy_from_slice(&len_u32(trim_bytes(topic)).to_le_bytes());
+        head[8] = KIND_TRIM;
+        head[9] = len_u8(topic.len());
+        head[12..16].copy_from_slice(&queue.to_le_bytes());
+        head[16..24].copy_from_slice(&before.to_le_bytes());
+        self.bytes.extend_from_slice(&head);
+        self.bytes.extend_from_slice(topic.as_bytes());
+        self.seal_item(start);
+    }
+
+    fn seal_item(&mut self, start: usize) {
+        let crc = crc32c::crc32c(&self.bytes[start + 4..]).to_le_bytes();
+        self.bytes[start..start + 4].copy_from_slice(&crc);
+        self.items_crc = crc32c::crc32c_append(self.items_crc, &crc);
+        self.items += 1;
+    }
+
+    /// Pads the frame and fills in its header, whose length and item fields are set here. Returns the frame and the
+    /// checksum that links the next one to it.
+    pub(crate) fn finish(&mut self, header: FrameHeader) -> (&[u8], u32) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(FRAME_ALIGNMENT), 0);
+        let len = len_u32(self.bytes.len());
+        let (head, crc) =
+            FrameHeader { len, items: self.items, items_crc: self.items_crc, blank: false, ..header }.encode();
+        self.bytes[..FRAME_HEADER_BYTES].copy_from_slice(&head);
+        (&self.bytes, crc)
+    }
+}
+
+/// A length that the batch's own check has bounded far below 4 GiB.
+pub(crate) fn len_u32(len: usize) -> u32 {
+    u32::try_from(len).expect("a checked batch has no part of 4 GiB")
+}
+
+/// The length of attributes or a table key, at most 32 KiB.
+pub(crate) fn len_u16(len: usize) -> u16 {
+    u16::try_from(len).expect("a checked batch has no attributes or key of 64 KiB")
+}
+
+/// The length of a topic's or table's name, at most 134.
+pub(crate) fn len_u8(len: usize) -> u8 {
+    u8::try_from(len).expect("a checked name is shorter than 256 bytes")
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+fn i64_at(bytes: &[u8], at: usize) -> i64 {
+    u64_at(bytes, at).cast_signed()
+}

@@ -1,0 +1,246 @@
+//! Reading the log from front to back: after a crash, and to make derived files again.
+//!
+//! What counts is the longest prefix of whole frames, each linked to the one before it. Where the prefix ends there may
+//! be the torn end that a power cut leaves, which is cut off, or damage to something that was once surely on disk,
+//! which is refused. The two look alike at that place; the difference is a witness: a later frame, the watermark file
+//! or a checkpoint saying that the log was durable beyond it.
+
+use std::io;
+use std::sync::Arc;
+
+use cuemq_storage_api::Result;
+
+use crate::commit_log::LogEnd;
+use crate::commit_log::format::{FRAME_ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader};
+use crate::commit_log::segment::Segments;
+use crate::files::{LayerFile, OpenMode};
+use crate::health::{corrupt, read_failed};
+
+/// Bytes read from a segment in one go.
+const WINDOW_BYTES: usize = 1 << 20;
+/// Progress is reported each time this much more was read.
+const PROGRESS_BYTES: u64 = 1 << 30;
+
+/// Where to begin and what is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ScanPlan {
+    /// A frame begins here.
+    pub(crate) from: u64,
+    /// The link that the first frame must carry, where it is known.
+    pub(crate) chain: Option<u32>,
+    /// The stored time before the first frame.
+    pub(crate) stored_at: i64,
+    /// Everything below was once durable: damage there is never a torn end.
+    pub(crate) durable: u64,
+    /// Stop exactly here; everything below must be whole.
+    pub(crate) until: Option<u64>,
+    /// No frame is of a later epoch.
+    pub(crate) epoch: u32,
+}
+
+/// How far the log is whole.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scanned {
+    pub(crate) end: LogEnd,
+    /// Whether bytes beyond the end must be cut off.
+    pub(crate) torn: bool,
+}
+
+/// Hands every whole frame, but for blank ones, to `visit`: its header and its items' bytes.
+///
+/// # Errors
+/// `Corrupt` when something that was once durable is damaged or missing, naming the place and how many records lie
+/// behind it; what `visit` answers; failed reads.
+pub(crate) fn scan(
+    segments: &Segments,
+    plan: ScanPlan,
+    visit: &mut dyn FnMut(&FrameHeader, &[u8]) -> Result<()>,
+) -> Result<Scanned> {
+    let mut end = LogEnd { position: plan.from, chain: plan.chain.unwrap_or(0), stored_at: plan.stored_at };
+    let mut chain = plan.chain;
+    let (mut epoch, mut reported) = (0, plan.from);
+    let mut window = None;
+    while plan.until.is_none_or(|until| end.position < until) {
+        let start = segments.start_of(end.position);
+        if window.as_ref().is_none_or(|window: &Window| window.start != start) {
+            window = Window::open(segments, start)?;
+        }
+        let Some(window) = &mut window else { break };
+        let Some((header, crc)) = window.frame(end.position)? else { break };
+        let linked = chain.is_none_or(|chain| chain == header.previous);
+        if !linked || header.epoch < epoch || header.epoch > plan.epoch || header.stored_at < end.stored_at {
+            break;
+        }
+        if !header.blank {
+            visit(&header, window.items(&header)?)?;
+        }
+        (chain, epoch) = (Some(crc), header.epoch);
+        let position = end.position + u64::from(header.len);
+        end = LogEnd { position, chain: crc, stored_at: header.stored_at };
+        if position - reported >= PROGRESS_BYTES {
+            reported = position;
+            tracing::info!(from = plan.from, position, durable = plan.durable, "reading the commit log");
+        }
+    }
+    if plan.until == Some(end.position) {
+        return Ok(Scanned { end, torn: false });
+    }
+    let torn = judge(segments, end.position, plan)?;
+    Ok(Scanned { end, torn })
+}
+
+/// What may stand at a place where no whole frame begins: nothing (false), or a torn end (true).
+fn judge(segments: &Segments, at: u64, plan: ScanPlan) -> Result<bool> {
+    let mut rest = Remains::default();
+    for start in segments.list()?.into_iter().filter(|start| start + segments.segment_bytes() > at) {
+        rest.look_through(segments, start, at.max(start), plan.epoch)?;
+        if start > at {
+            rest.dirty = true; // A segment behind a hole, even an empty one, has to go.
+        }
+    }
+    if at < plan.durable || rest.durable_upto > at || plan.until.is_some() {
+        let durable = plan.durable.max(rest.durable_upto).max(plan.until.unwrap_or(0));
+        let context = format!(
+            "{} is damaged or missing, although the log was durable up to position {durable}; \
+             {} whole record headers lie behind it: restore the file from a copy",
+            segments.describe(at),
+            rest.items
+        );
+        return Err(corrupt("open", context));
+    }
+    Ok(rest.dirty)
+}
+
+/// What lies behind the whole part of the log.
+#[derive(Debug, Default)]
+struct Remains {
+    dirty: bool,
+    durable_upto: u64,
+    items: u64,
+}
+
+impl Remains {
+    fn look_through(&mut self, segments: &Segments, start: u64, from: u64, epoch: u32) -> Result<()> {
+        let Some(mut window) = Window::open(segments, start)? else { return Ok(()) };
+        let mut at = from;
+        while at < start + window.len {
+            let left = usize::try_from(start + window.len - at).unwrap_or(usize::MAX);
+            let piece = window.bytes(at, left.min(WINDOW_BYTES))?;
+            if piece.iter().any(|byte| *byte != 0) {
+                self.dirty = true;
+                self.look_for_headers(piece, at, epoch);
+            }
+            // Windows overlap by one header, so that none is missed between them; the last one needs no more.
+            let step = if piece.len() == left { left } else { piece.len() - FRAME_HEADER_BYTES };
+            at += step as u64;
+        }
+        Ok(())
+    }
+
+    fn look_for_headers(&mut self, piece: &[u8], position: u64, epoch: u32) {
+        for skip in (0..piece.len()).step_by(FRAME_ALIGNMENT) {
+            let Some((header, _)) = FrameHeader::decode(&piece[skip..]) else { continue };
+            if header.position == position + skip as u64 && header.epoch <= epoch {
+                self.durable_upto = self.durable_upto.max(header.durable_upto);
+                self.items += u64::from(header.items);
+            }
+        }
+    }
+}
+
+/// Makes the log end at a position: zeros behind it in its segment, no segment after that, all of it durable. Bytes
+/// that are zero already are not written again.
+///
+/// # Errors
+/// What the file layer answers.
+pub(crate) fn cut(segments: &Segments, end: u64) -> Result<()> {
+    let start = segments.start_of(end);
+    let failed = |path: String| move |error| read_failed("open", &path, error);
+    if let Some(mut window) = Window::open(segments, start)? {
+        let mut at = end;
+        while at < start + window.len {
+            let left = usize::try_from(start + window.len - at).unwrap_or(usize::MAX);
+            let piece = window.bytes(at, left.min(WINDOW_BYTES))?;
+            let len = piece.len();
+            if piece.iter().any(|byte| *byte != 0) {
+                let zeros = vec![0; len];
+                window.file.write_at(at - start, &[&zeros]).map_err(failed(Segments::path(start)))?;
+            }
+            at += len as u64;
+        }
+        window.file.sync_data().map_err(failed(Segments::path(start)))?;
+    }
+    for later in segments.list()?.into_iter().filter(|later| *later > start) {
+        segments.remove(later).map_err(failed(Segments::path(later)))?;
+    }
+    segments.sync_directory().map_err(failed(Segments::path(start)))
+}
+
+/// A piece of one segment in memory.
+struct Window {
+    file: Arc<dyn LayerFile>,
+    start: u64,
+    len: u64,
+    segment_bytes: u64,
+    /// Log position of the first byte held.
+    at: u64,
+    held: Vec<u8>,
+}
+
+impl Window {
+    fn open(segments: &Segments, start: u64) -> Result<Option<Self>> {
+        let file = match segments.open(start, OpenMode::Existing) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(read_failed("open", &Segments::path(start), error)),
+        };
+        let len = file.len().map_err(|error| read_failed("open", &Segments::path(start), error))?;
+        let segment_bytes = segments.segment_bytes();
+        Ok(Some(Self { file, start, len: len.min(segment_bytes), segment_bytes, at: start, held: Vec::new() }))
+    }
+
+    /// Bytes of the segment; the caller knows that the file has them.
+    fn bytes(&mut self, position: u64, len: usize) -> Result<&[u8]> {
+        let held = position.checked_sub(self.at).and_then(|skip| usize::try_from(skip).ok());
+        let skip = match held.filter(|skip| skip + len <= self.held.len()) {
+            Some(skip) => skip,
+            None => {
+                let left = usize::try_from(self.start + self.len - position).unwrap_or(usize::MAX);
+                self.held.resize(len.max(WINDOW_BYTES).min(left), 0);
+                self.at = position;
+                self.file
+                    .read_at(position - self.start, &mut self.held)
+                    .map_err(|error| read_failed("open", &Segments::path(self.start), error))?;
+                0
+            }
+        };
+        Ok(&self.held[skip..skip + len])
+    }
+
+    /// The header of the frame that begins at a position, if a whole frame does.
+    fn frame(&mut self, position: u64) -> Result<Option<(FrameHeader, u32)>> {
+        let left = self.start + self.len.max(position - self.start) - position;
+        if left < FRAME_HEADER_BYTES as u64 {
+            return Ok(None);
+        }
+        let Some((header, crc)) = FrameHeader::decode(self.bytes(position, FRAME_HEADER_BYTES)?) else {
+            return Ok(None);
+        };
+        let to_segment_end = self.start + self.segment_bytes - position;
+        let fits = if header.blank { u64::from(header.len) == to_segment_end } else { u64::from(header.len) <= left };
+        if header.position != position || !fits {
+            return Ok(None);
+        }
+        let whole = header.vouches_for(self.items(&header)?);
+        Ok(whole.then_some((header, crc)))
+    }
+
+    /// The bytes behind the header of a frame that this segment has room for.
+    fn items(&mut self, header: &FrameHeader) -> Result<&[u8]> {
+        if header.blank {
+            return Ok(&[]);
+        }
+        let len = header.len as usize;
+        Ok(&self.bytes(header.position, len)?[FRAME_HEADER_BYTES..])
+    }
+}

@@ -1,0 +1,300 @@
+//! Reads: by offset, by position, by time, by key.
+
+use std::io;
+
+use bytes::Bytes;
+use cuemq_storage_api::limits::MAX_FETCH_MESSAGES;
+use cuemq_storage_api::{
+    ErrorKind, Fetch, FetchRequest, KeyQuery, LocatedRecord, LogPosition, QueueId, QueueKey, QueueOffset, Record,
+    Result, StorageError, StoredRecord, Timestamp, TopicName,
+};
+
+use crate::catalog::QueueState;
+use crate::commit_log::format::{RECORD_HEADER_BYTES, RecordHeader, item_is_sound};
+use crate::commit_log::segment::SegmentReader;
+use crate::consume_queue::entry::Entry;
+use crate::engine::MmapEngine;
+use crate::health::{corrupt, read_failed};
+
+/// Records that this process wrote since it opened the store, and this close behind the log's end, are read without
+/// checking their sum: they are still in memory, and nothing but this process has touched them.
+const TRUSTED_BYTES: u64 = 64 << 20;
+/// Entries read from a consume queue in one go when a filter may skip many.
+const CHUNK_ENTRIES: usize = 1024;
+
+/// A record's item, checked against what it should be.
+struct Found {
+    header: RecordHeader,
+    item: Bytes,
+}
+
+impl Found {
+    fn stored(&self) -> StoredRecord {
+        StoredRecord {
+            offset: QueueOffset::new(self.header.queue_offset),
+            position: LogPosition::new(self.header.position),
+            stored_at: Timestamp::from_millis(self.header.stored_at),
+            record: self.header.record(&self.item),
+        }
+    }
+}
+
+impl MmapEngine {
+    pub(crate) fn read_queue(&self, request: FetchRequest<'_>) -> Result<Fetch> {
+        let (bounds, log_end) = {
+            let catalog = self.catalog("fetch")?;
+            (catalog.queue(request.queue).map_or(0..0, |queue| queue.min..queue.end), catalog.log_end)
+        };
+        let from = request.from.get();
+        if from < bounds.start || from > bounds.end {
+            return Err(out_of_range(request.queue, from, &bounds));
+        }
+        let until = request.until.map_or(bounds.end, QueueOffset::get).clamp(from, bounds.end);
+        let most = request.limit.max_messages.min(MAX_FETCH_MESSAGES);
+        let topic_len = request.queue.topic.as_str().len();
+        let mut reader = SegmentReader::new(&self.segments);
+        let (mut records, mut payload, mut next) = (Vec::new(), 0usize, from);
+        'chunks: while next < until && records.len() < most {
+            let wanted = usize::try_from(until - next).unwrap_or(usize::MAX);
+            let entries = self.entries("fetch", request.queue, next, wanted.min(CHUNK_ENTRIES))?;
+            for entry in &entries {
+                if records.len() == most {
+                    break 'chunks;
+                }
+                if request.tags.matches(entry.tag_hash) {
+                    let bytes = (entry.size as usize).saturating_sub(RECORD_HEADER_BYTES + topic_len);
+                    payload = payload.saturating_add(bytes);
+                    if payload > request.limit.max_bytes && !records.is_empty() {
+                        break 'chunks;
+                    }
+                    let found = self.load("fetch", &mut reader, request.queue, next, entry, log_end)?;
+                    records.push(found.stored());
+                }
+                next += 1;
+            }
+        }
+        let bounds = QueueOffset::new(bounds.start)..QueueOffset::new(bounds.end);
+        Ok(Fetch { records, next: QueueOffset::new(next), bounds })
+    }
+
+    /// One to `count` entries of a queue from an offset on, which lies below its end.
+    pub(crate) fn entries(
+        &self,
+        operation: &'static str,
+        queue: &QueueKey,
+        offset: u64,
+        count: usize,
+    ) -> Result<Vec<Entry>> {
+        let in_files = {
+            let catalog = self.catalog(operation)?;
+            let state = catalog.queue(queue).ok_or_else(|| out_of_range(queue, offset, &(0..0)))?;
+            if let Some(tail) = state.tail_from(offset) {
+                return Ok(tail[..tail.len().min(count)].to_vec());
+            }
+            state.tail_start() - offset
+        };
+        let count = count.min(usize::try_from(in_files).unwrap_or(usize::MAX));
+        self.queue_files.read(queue, offset, count).map_err(|error| {
+            let path = self.queue_files.describe(queue, offset);
+            match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {
+                    self.gone_or(operation, queue, offset, || corrupt(operation, format!("{path} lacks entries")))
+                }
+                _ => read_failed(operation, &path, error),
+            }
+        })
+    }
+
+    /// Retention may have overtaken a reader: then the offset is out of range, and nothing is damaged.
+    fn gone_or(
+        &self,
+        operation: &'static str,
+        queue: &QueueKey,
+        offset: u64,
+        otherwise: impl FnOnce() -> StorageError,
+    ) -> StorageError {
+        match self.catalog(operation) {
+            Err(error) => error,
+            Ok(catalog) => match catalog.queue(queue) {
+                Some(state) if offset < state.min => out_of_range(queue, offset, &(state.min..state.end)),
+                _ => otherwise(),
+            },
+        }
+    }
+
+    /// The record that an entry points to.
+    fn load(
+        &self,
+        operation: &'static str,
+        reader: &mut SegmentReader<'_>,
+        queue: &QueueKey,
+        offset: u64,
+        entry: &Entry,
+        log_end: u64,
+    ) -> Result<Found> {
+        let damaged = |what: &str| {
+            let place = self.segments.describe(entry.position);
+            corrupt(operation, format!("offset {offset} of {queue}, at {place}, {what}: restore the file from a copy"))
+        };
+        let found = match self.item(reader, entry.position, u64::from(entry.size), log_end) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Err(self.gone_or(operation, queue, offset, || damaged("is no record"))),
+            Err(error) => {
+                let place = self.segments.describe(entry.position);
+                return Err(self.gone_or(operation, queue, offset, || read_failed(operation, &place, error)));
+            }
+        };
+        let header = &found.header;
+        let is_it = header.queue_offset == offset
+            && header.queue == queue.queue.get()
+            && header.tag_hash == entry.tag_hash
+            && header.topic(&found.item) == queue.topic.as_str().as_bytes();
+        if !is_it || !self.is_trusted(entry.position, log_end) && !item_is_sound(&found.item) {
+            return Err(self.gone_or(operation, queue, offset, || damaged("is damaged")));
+        }
+        Ok(found)
+    }
+
+    fn is_trusted(&self, position: u64, log_end: u64) -> bool {
+        position >= self.opened_at && position + TRUSTED_BYTES >= log_end
+    }
+
+    /// The item of `size` bytes at a position, if it says of itself that it is a record there. Its sum is not checked.
+    fn item(
+        &self,
+        reader: &mut SegmentReader<'_>,
+        position: u64,
+        size: u64,
+        log_end: u64,
+    ) -> io::Result<Option<Found>> {
+        let to_segment_end = self.segments.start_of(position) + self.segments.segment_bytes() - position;
+        let left = log_end.saturating_sub(position).min(to_segment_end);
+        if size > left || size < RECORD_HEADER_BYTES as u64 {
+            return Ok(None);
+        }
+        let item = reader.slice(position, usize::try_from(size).unwrap_or(usize::MAX))?;
+        let header = RecordHeader::decode(&item);
+        let header = header.filter(|header| header.position == position && u64::from(header.len) == size);
+        Ok(header.map(|header| Found { header, item }))
+    }
+
+    pub(crate) fn locate(&self, position: u64) -> Result<Option<LocatedRecord>> {
+        let (log_start, log_end) = {
+            let catalog = self.catalog("record_at")?;
+            (catalog.log_start, catalog.log_end)
+        };
+        if position < log_start || position >= log_end {
+            return Ok(None);
+        }
+        let mut reader = SegmentReader::new(&self.segments);
+        let failed = |error| read_failed("record_at", &self.segments.describe(position), error);
+        let to_segment_end = self.segments.start_of(position) + self.segments.segment_bytes() - position;
+        if (log_end - position).min(to_segment_end) < RECORD_HEADER_BYTES as u64 {
+            return Ok(None);
+        }
+        let head = match reader.slice(position, RECORD_HEADER_BYTES) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None), // Expired meanwhile.
+            head => head.map_err(failed)?,
+        };
+        let Some(header) = RecordHeader::decode(&head) else { return Ok(None) };
+        let found = self.item(&mut reader, position, u64::from(header.len), log_end).map_err(failed)?;
+        let Some(found) = found.filter(|found| item_is_sound(&found.item)) else { return Ok(None) };
+        // A body may hold a forged record that is right in itself; only the queue's own entry says what is one.
+        let Some(queue) = stored_key(&found) else { return Ok(None) };
+        let offset = found.header.queue_offset;
+        let within = {
+            let catalog = self.catalog("record_at")?;
+            catalog.queue(&queue).is_some_and(|state| (state.min..state.end).contains(&offset))
+        };
+        if !within {
+            return Ok(None);
+        }
+        match self.entries("record_at", &queue, offset, 1) {
+            Ok(entries) if entries.first().is_some_and(|entry| entry.position == position) => {
+                Ok(Some(LocatedRecord { queue, stored: found.stored() }))
+            }
+            Err(error) if !matches!(error.kind(), ErrorKind::OutOfRange | ErrorKind::Corrupt) => Err(error),
+            _ => Ok(None),
+        }
+    }
+
+    pub(crate) fn search_time(&self, queue: &QueueKey, at: Timestamp) -> Result<QueueOffset> {
+        loop {
+            match self.halve(queue, at) {
+                // Retention moved the minimum while we searched: search again above it.
+                Err(error) if error.kind() == ErrorKind::OutOfRange => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn halve(&self, queue: &QueueKey, at: Timestamp) -> Result<QueueOffset> {
+        let (mut low, mut high, log_end) = {
+            let catalog = self.catalog("offset_at")?;
+            let Some(state) = catalog.queue(queue) else { return Ok(QueueOffset::ZERO) };
+            (state.min, state.end, catalog.log_end)
+        };
+        let mut reader = SegmentReader::new(&self.segments);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.time_of(&mut reader, queue, middle, log_end)? < at {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(QueueOffset::new(low))
+    }
+
+    fn time_of(
+        &self,
+        reader: &mut SegmentReader<'_>,
+        queue: &QueueKey,
+        offset: u64,
+        log_end: u64,
+    ) -> Result<Timestamp> {
+        let entries = self.entries("offset_at", queue, offset, 1)?;
+        let found = self.load("offset_at", reader, queue, offset, &entries[0], log_end)?;
+        Ok(Timestamp::from_millis(found.header.stored_at))
+    }
+
+    /// Looks through all records of the topic within the times, newest first in each queue.
+    pub(crate) fn search_key(&self, query: KeyQuery<'_>) -> Result<Vec<LocatedRecord>> {
+        let (queues, log_end): (Vec<QueueState>, u64) = {
+            let catalog = self.catalog("find")?;
+            let of_topic = catalog.queues().iter().filter(|queue| queue.key.topic == *query.topic);
+            (of_topic.cloned().collect(), catalog.log_end)
+        };
+        let limit = query.limit.min(MAX_FETCH_MESSAGES);
+        let mut reader = SegmentReader::new(&self.segments);
+        let mut found = Vec::new();
+        for queue in queues {
+            let from = self.search_time(&queue.key, query.from)?.get().max(queue.min);
+            let to = self.search_time(&queue.key, query.to)?.get().min(queue.end);
+            for offset in (from..to.max(from)).rev().take(usize::MAX) {
+                let entries = self.entries("find", &queue.key, offset, 1)?;
+                let record = self.load("find", &mut reader, &queue.key, offset, &entries[0], log_end)?.stored();
+                if has_key(&record.record, query.key) {
+                    found.push(LocatedRecord { queue: queue.key.clone(), stored: record });
+                }
+            }
+        }
+        found.sort_unstable_by_key(|located| std::cmp::Reverse(located.stored.position));
+        found.truncate(limit);
+        Ok(found)
+    }
+}
+
+fn has_key(record: &Record, key: &str) -> bool {
+    record.attributes.keys().any(|candidate| candidate == key)
+}
+
+fn stored_key(found: &Found) -> Option<QueueKey> {
+    let topic = std::str::from_utf8(found.header.topic(&found.item)).ok()?;
+    Some(QueueKey::new(TopicName::from_stored(topic).ok()?, QueueId::new(found.header.queue).ok()?))
+}
+
+fn out_of_range(queue: &QueueKey, offset: u64, bounds: &std::ops::Range<u64>) -> StorageError {
+    let context = format!("offset {offset} of {queue} is outside its bounds {}..{}", bounds.start, bounds.end);
+    StorageError::not_stored(ErrorKind::OutOfRange, "fetch", context)
+}
