@@ -61,12 +61,6 @@ impl Pages {
         Ok(())
     }
 
-    /// Writes, and extends the file if need be.
-    pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {
-        self.write_behind_end(offset, bytes);
-        self.len = self.len.max(offset + bytes.len() as u64);
-    }
-
     /// Writes without extending; [`set_len`](Self::set_len) must follow to settle the end.
     pub(super) fn write_behind_end(&mut self, offset: u64, bytes: &[u8]) {
         let mut rest = bytes;
@@ -126,6 +120,11 @@ impl Pages {
 mod tests {
     use super::*;
 
+    fn write(pages: &mut Pages, offset: u64, bytes: &[u8]) {
+        pages.write_behind_end(offset, bytes);
+        pages.set_len(pages.len().max(offset + bytes.len() as u64));
+    }
+
     fn all(pages: &Pages) -> Vec<u8> {
         let mut bytes = vec![1; index(pages.len())];
         pages.read(0, &mut bytes).unwrap();
@@ -135,8 +134,8 @@ mod tests {
     #[test]
     fn bytes_across_pages_and_holes() {
         let mut pages = Pages::default();
-        pages.write(4090, &[7; 10]);
-        pages.write(20_000, &[8]);
+        write(&mut pages, 4090, &[7; 10]);
+        write(&mut pages, 20_000, &[8]);
         let copy = pages.clone();
         pages.zero(4092..4098);
         let mut expected = vec![0; 20_001];
@@ -151,7 +150,7 @@ mod tests {
     #[test]
     fn nothing_stays_behind_a_cut() {
         let mut pages = Pages::default();
-        pages.write(0, &[9; 10_000]);
+        write(&mut pages, 0, &[9; 10_000]);
         pages.set_len(5000);
         pages.set_len(10_000);
         let bytes = all(&pages);
