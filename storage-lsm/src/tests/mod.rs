@@ -1,5 +1,6 @@
 //! The engine's own tests, beside the conformance suite that every engine runs.
 
+mod conformance;
 mod reopen;
 
 use std::path::Path;
