@@ -10,8 +10,9 @@ pub const MAX_QUEUE_ID: u32 = 999_999;
 pub const MAX_POSITION: u64 = (1 << 53) - 1;
 /// Largest body of one record, in bytes.
 pub const MAX_BODY_BYTES: usize = 64 << 20;
-/// Largest encoded attributes (tag, keys, sharding key, properties) of one record, in bytes (RocketMQ's `i16` length).
-pub const MAX_ATTRIBUTES_BYTES: usize = 32 << 10;
+/// Largest encoded attributes (tag, keys, sharding key, properties) of one record, in bytes: 32 KiB of a producer's own
+/// (RocketMQ's `i16` length) and 1 KiB for what the broker adds to retries and dead letters.
+pub const MAX_ATTRIBUTES_BYTES: usize = 33 << 10;
 /// Longest single key, tag or sharding key, in bytes.
 pub const MAX_KEY_BYTES: usize = 1 << 10;
 /// Most operations in one batch; a run of appends counts each record.

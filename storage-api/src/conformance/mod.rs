@@ -26,11 +26,13 @@ pub mod fetches;
 pub mod keys;
 pub mod maintenance;
 pub mod marks;
+pub mod model;
 pub mod positions;
 pub mod readers;
 pub mod reopens;
 mod rounds;
 mod sample;
+mod steps;
 pub mod tables;
 pub mod times;
 pub mod trims;
@@ -246,6 +248,9 @@ macro_rules! conformance_cases {
                 expired_records_stay_away,
                 rows_do_not_expire,
                 the_oldest_go_when_there_are_too_many_bytes,
+            }
+            model {
+                matches_memory,
             }
         }
     };
