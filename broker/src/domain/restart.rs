@@ -27,9 +27,21 @@ pub(crate) struct RestartSettings {
     pub(crate) window: Duration,
 }
 
+impl Default for RestartSettings {
+    /// Five restarts a minute, after 10 ms to 1 s.
+    fn default() -> Self {
+        Self {
+            shortest_pause: Duration::from_millis(10),
+            longest_pause: Duration::from_secs(1),
+            max_restarts: 5,
+            window: Duration::from_secs(60),
+        }
+    }
+}
+
 /// What to do with an actor that panicked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum RestartDecision {
+pub(crate) enum Decision {
     /// Rebuild it after this pause.
     RestartAfter(Duration),
     /// It was restarted too often: tell its parent.
@@ -37,7 +49,7 @@ pub(crate) enum RestartDecision {
 }
 
 /// The restarts of one actor within a sliding window.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct RestartBudget {
     settings: RestartSettings,
     /// Times of restarts, oldest first; at most `max_restarts`.
@@ -52,16 +64,16 @@ impl RestartBudget {
     }
 
     /// Decides about a panic at this time. A clock that went back makes earlier restarts count longer, never less.
-    pub(crate) fn on_panic(&mut self, now: Timestamp) -> RestartDecision {
+    pub(crate) fn on_panic(&mut self, now: Timestamp) -> Decision {
         while self.restarts.front().is_some_and(|at| now.since(*at) >= self.settings.window) {
             self.restarts.pop_front();
         }
         if self.restarts.len() >= self.settings.max_restarts {
-            return RestartDecision::GiveUp;
+            return Decision::GiveUp;
         }
         let times = u32::try_from(self.restarts.len()).unwrap_or(u32::MAX);
         self.restarts.push_back(now);
-        RestartDecision::RestartAfter(doubled(self.settings.shortest_pause, times, self.settings.longest_pause))
+        Decision::RestartAfter(doubled(self.settings.shortest_pause, times, self.settings.longest_pause))
     }
 }
 
@@ -121,7 +133,7 @@ impl Quarantine {
 mod tests {
     use proptest::prelude::*;
 
-    use super::RestartDecision::{GiveUp, RestartAfter};
+    use super::Decision::{GiveUp, RestartAfter};
     use super::*;
 
     const SETTINGS: RestartSettings = RestartSettings {
@@ -135,7 +147,7 @@ mod tests {
         Timestamp::from_millis(millis)
     }
 
-    fn pause(millis: u64) -> RestartDecision {
+    fn pause(millis: u64) -> Decision {
         RestartAfter(Duration::from_millis(millis))
     }
 

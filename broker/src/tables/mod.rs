@@ -1,2 +1,13 @@
 //! The durable tables: one file per table says what a row means, byte by byte. No rule and no I/O is here.
 #![allow(dead_code, reason = "the actors that use these rows are being written")]
+
+mod codec;
+pub(crate) mod consumer_offset;
+pub(crate) mod counter;
+pub(crate) mod delay;
+pub(crate) mod group;
+pub(crate) mod half_message;
+pub(crate) mod topic;
+pub(crate) mod transaction_outcome;
+
+pub(crate) use codec::DecodeError;

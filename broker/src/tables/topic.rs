@@ -1,0 +1,112 @@
+//! Table `topic`: what each topic is made of. Key: the topic's name.
+
+use bytes::Bytes;
+use cuemq_storage_api::{Table, Timestamp, TopicName};
+use serde::{Deserialize, Serialize};
+
+use super::codec::{DecodeError, decode, encode};
+use crate::domain::routing::QueueCount;
+
+const NAME: &str = "topic";
+const VERSION: u8 = 1;
+
+/// The table.
+pub(crate) static TABLE: Table = Table::named(NAME);
+
+/// What a topic is made of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct TopicRow {
+    /// How many queues it has.
+    pub(crate) queues: QueueCount,
+    /// Whether its messages are durable before they are acknowledged; `None` leaves that to the broker's settings.
+    pub(crate) durable_ack: Option<bool>,
+    /// When it was created.
+    pub(crate) created_at: Timestamp,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Fields {
+    queues: u32,
+    durable_ack: Option<bool>,
+    created_at: i64,
+}
+
+/// The key of a topic.
+pub(crate) fn key(topic: &TopicName) -> Bytes {
+    Bytes::copy_from_slice(topic.as_str().as_bytes())
+}
+
+/// Reads a key.
+///
+/// # Errors
+/// When it is not a topic's name.
+pub(crate) fn decode_key(key: &[u8]) -> Result<TopicName, DecodeError> {
+    let name = str::from_utf8(key).map_err(|error| DecodeError::new(NAME, format!("key: {error}")))?;
+    TopicName::from_stored(name).map_err(DecodeError::invalid(NAME))
+}
+
+impl TopicRow {
+    /// The row's value.
+    pub(crate) fn encode(&self) -> Bytes {
+        let Self { queues, durable_ack, created_at } = self;
+        let fields = Fields { queues: queues.get(), durable_ack: *durable_ack, created_at: created_at.as_millis() };
+        encode(VERSION, &fields)
+    }
+
+    /// Reads a row's value.
+    ///
+    /// # Errors
+    /// When it is of another version, damaged, or has a number of queues that no topic can have.
+    pub(crate) fn decode(value: &[u8]) -> Result<Self, DecodeError> {
+        let fields: Fields = decode(NAME, VERSION, value)?;
+        Ok(Self {
+            queues: QueueCount::new(fields.queues).map_err(DecodeError::invalid(NAME))?,
+            durable_ack: fields.durable_ack,
+            created_at: Timestamp::from_millis(fields.created_at),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tables::codec::tests::hex;
+
+    #[test]
+    fn golden_bytes() {
+        let row = TopicRow {
+            queues: QueueCount::new(300).unwrap(),
+            durable_ack: Some(true),
+            created_at: Timestamp::from_millis(1_700_000_000_000),
+        };
+        assert_eq!(hex(&row.encode()), "01fb2c010101fd00d0ca9f17030000");
+        let topic = TopicName::new("orders").unwrap();
+        assert_eq!(&key(&topic)[..], b"orders");
+        assert_eq!(decode_key(&key(&topic)), Ok(topic));
+    }
+
+    #[test]
+    fn what_no_topic_can_be_is_refused() {
+        assert!(TopicRow::decode(&[1, 0, 0, 0]).unwrap_err().to_string().contains("0 queues"));
+        assert!(decode_key(b"a b").is_err() && decode_key(&[0xff]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(queues in 1u32..1_000_000, durable_ack: Option<bool>, at: i64) {
+            let queues = QueueCount::new(queues).unwrap();
+            let row = TopicRow { queues, durable_ack, created_at: Timestamp::from_millis(at) };
+            prop_assert_eq!(TopicRow::decode(&row.encode()), Ok(row));
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_read_back(mut value in prop::collection::vec(any::<u8>(), 0..40)) {
+            value.insert(0, VERSION);
+            if let Ok(row) = TopicRow::decode(&value) {
+                prop_assert_eq!(TopicRow::decode(&row.encode()), Ok(row));
+            }
+        }
+    }
+}
