@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use bytes::Bytes;
 use cuemq_storage_api::{
     Applied, Capabilities, Engine, Fetch, FetchRequest, KeyQuery, LocatedRecord, LogPosition, Maintenance, Mark,
-    QueueKey, QueueOffset, Result, Row, Table, Timestamp, WriteBatch,
+    QueueKey, QueueOffset, Result, Row, Table, Timestamp, WriteBatch, WriteOperation,
 };
 
 use crate::catalog::Catalog;
@@ -18,6 +18,7 @@ use crate::consume_queue::QueueFiles;
 use crate::files::real::RealFiles;
 use crate::files::{FileLayer, LockGuard};
 use crate::health::{Health, read_failed};
+use crate::index::KeyIndex;
 use crate::opening::{self, Opened};
 use crate::settings::MmapSettings;
 use crate::upkeep::LastCheckpoint;
@@ -33,6 +34,7 @@ pub struct MmapEngine {
     pub(crate) health: Health,
     pub(crate) segments: Arc<Segments>,
     pub(crate) queue_files: QueueFiles,
+    pub(crate) index: KeyIndex,
     pub(crate) epoch: u32,
     /// What this process wrote itself begins here.
     pub(crate) opened_at: u64,
@@ -66,7 +68,8 @@ impl MmapEngine {
     /// # Errors
     /// As [`MmapEngine::open`].
     pub fn open_with(files: Arc<dyn FileLayer>, settings: MmapSettings) -> Result<Self> {
-        let Opened { lock, segments, queue_files, catalog, log, checkpoint_at } = opening::open(&files, &settings)?;
+        let Opened { lock, segments, queue_files, catalog, index, log, checkpoint_at } =
+            opening::open(&files, &settings)?;
         let end = log.end().position;
         Ok(Self {
             files,
@@ -74,6 +77,7 @@ impl MmapEngine {
             health: Health::default(),
             segments,
             queue_files,
+            index,
             epoch: log.epoch(),
             opened_at: end,
             durable: AtomicU64::new(end),
@@ -108,6 +112,23 @@ impl MmapEngine {
             return Ok(());
         }
         self.spill("apply")
+    }
+
+    /// Adds the batch's keys to the index. This comes before the batch is shown, so that what can be fetched can be
+    /// found; a look-up skips positions that are not shown yet.
+    fn index_keys(&self, batch: &WriteBatch, applied: &Applied) {
+        let mut positions = applied.positions.iter();
+        for operation in batch.operations() {
+            let WriteOperation::Append { queue, records } = operation else { continue };
+            for (record, position) in records.iter().zip(positions.by_ref()) {
+                if record.attributes.as_bytes().is_empty() {
+                    continue;
+                }
+                for key in record.attributes.keys() {
+                    self.index.add(queue.topic.as_str(), key, *position, applied.stored_at);
+                }
+            }
+        }
     }
 
     pub(crate) fn sync_log(&self, operation: &'static str) -> Result<u64> {
@@ -161,6 +182,7 @@ impl Engine for MmapEngine {
         let applied = writer.stage(&batch, bytes);
         let durable = self.durable.load(Ordering::Acquire);
         writer.log.append(&mut writer.encoder, applied.stored_at.as_millis(), durable, &self.health)?;
+        self.index_keys(&batch, &applied);
         self.catalog_mut("apply")?.publish(&mut writer.staged, writer.log.end().position);
         Ok(applied)
     }

@@ -20,6 +20,7 @@ mod cursor;
 mod engine;
 pub mod files;
 mod health;
+mod index;
 mod manifest;
 mod mapped_file;
 mod opening;

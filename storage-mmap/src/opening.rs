@@ -4,7 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cuemq_storage_api::{ErrorKind, QueueId, QueueKey, Result, StorageError, Table, TopicName};
+use cuemq_storage_api::{
+    Attributes, ErrorKind, LogPosition, QueueId, QueueKey, Result, StorageError, Table, Timestamp, TopicName,
+};
 
 use crate::catalog::{Catalog, QueueState};
 use crate::checkpoint::Checkpoint;
@@ -17,6 +19,7 @@ use crate::consume_queue::{self, Found, QueueFiles};
 use crate::engine::MAX_BUFFERED_ENTRIES;
 use crate::files::{FileLayer, LockGuard, OpenMode};
 use crate::health::{corrupt, read_failed};
+use crate::index::{INDEX_DIRECTORY, IndexSettings, KeyIndex};
 use crate::manifest::{LOCK, Manifest};
 use crate::settings::MmapSettings;
 use crate::tables::RowChange;
@@ -29,6 +32,7 @@ pub(crate) struct Opened {
     pub(crate) segments: Arc<Segments>,
     pub(crate) queue_files: QueueFiles,
     pub(crate) catalog: Catalog,
+    pub(crate) index: KeyIndex,
     pub(crate) log: LogWriter,
     /// Position of the checkpoint that the next opening would begin with.
     pub(crate) checkpoint_at: u64,
@@ -63,7 +67,9 @@ pub(crate) fn open(files: &Arc<dyn FileLayer>, settings: &MmapSettings) -> Resul
     let segments = Arc::new(Segments::new(Arc::clone(files), settings.segment_bytes));
     let queue_files = QueueFiles::new(Arc::clone(files), settings.consume_queue_entries);
     let recovery = Recovery { files, segments: &segments, queue_files: &queue_files, manifest };
-    let Recovered { catalog, end, times, checkpoint_at } = recovery.run()?;
+    let Recovered { catalog, end, times, checkpoint } = recovery.run()?;
+    let checkpoint_at = checkpoint.position;
+    let index = recovery.index(end, checkpoint, catalog.log_start)?;
 
     manifest.epoch = manifest.epoch.checked_add(1).ok_or_else(|| {
         StorageError::not_stored(ErrorKind::Full, "open", "the store was opened 2^32 times: start a new one")
@@ -71,7 +77,7 @@ pub(crate) fn open(files: &Arc<dyn FileLayer>, settings: &MmapSettings) -> Resul
     manifest.write(&**files).map_err(failed)?;
     let log = LogWriter::open(Arc::clone(files), Arc::clone(&segments), settings, manifest.epoch, end, times)
         .map_err(failed)?;
-    Ok(Opened { lock, segments, queue_files, catalog, log, checkpoint_at })
+    Ok(Opened { lock, segments, queue_files, catalog, index, log, checkpoint_at })
 }
 
 fn lock(files: &dyn FileLayer) -> Result<Box<dyn LockGuard>> {
@@ -95,7 +101,8 @@ struct Recovered {
     catalog: Catalog,
     end: LogEnd,
     times: SegmentTimes,
-    checkpoint_at: u64,
+    /// Where the log stood at the checkpoint.
+    checkpoint: LogEnd,
 }
 
 impl Recovery<'_> {
@@ -128,7 +135,7 @@ impl Recovery<'_> {
             let chain = (base.log_start == 0).then_some(0);
             ScanPlan { from: base.log_start, chain, stored_at: i64::MIN, durable, until, epoch: self.manifest.epoch }
         };
-        let checkpoint_at = base.end.position;
+        let checkpoint = base.end;
         let (mut replay, scanned) = self.replay(base, plan, whole)?;
         if !clean {
             recovery::cut(self.segments, scanned.end.position)?;
@@ -138,7 +145,7 @@ impl Recovery<'_> {
             }
         }
         replay.catalog.log_end = scanned.end.position;
-        Ok(Recovered { catalog: replay.catalog, end: scanned.end, times: replay.times, checkpoint_at })
+        Ok(Recovered { catalog: replay.catalog, end: scanned.end, times: replay.times, checkpoint })
     }
 
     fn replay(&self, base: Checkpoint, plan: ScanPlan, whole: bool) -> Result<(Replay<'_>, Scanned)> {
@@ -162,6 +169,36 @@ impl Recovery<'_> {
             }
         }
         Ok((replay, scanned))
+    }
+
+    /// Opens the key index and adds what it lacks of a log that ends at `end` and is whole.
+    fn index(&self, end: LogEnd, checkpoint: LogEnd, log_start: u64) -> Result<KeyIndex> {
+        let settings = IndexSettings { slots: self.manifest.index_slots, entries: self.manifest.index_entries };
+        let index = KeyIndex::open(Arc::clone(self.files), settings, LogPosition::new(end.position))
+            .map_err(|error| read_failed("open", INDEX_DIRECTORY, error))?;
+        let covered = index.covered_to().get();
+        if covered >= end.position {
+            return Ok(index);
+        }
+        // A frame begins at the checkpoint and at every segment's start.
+        let (from, chain) = if covered >= checkpoint.position {
+            (checkpoint.position, Some(checkpoint.chain))
+        } else {
+            (self.segments.start_of(covered).max(log_start), None)
+        };
+        let (durable, until, epoch) = (end.position, Some(end.position), self.manifest.epoch);
+        let plan = ScanPlan { from, chain, stored_at: i64::MIN, durable, until, epoch };
+        recovery::scan(self.segments, plan, &mut |header, bytes| {
+            for item in Items::new(header, bytes) {
+                if let Item::Record { header: record, bytes } = item
+                    && record.attributes_len > 0
+                {
+                    index_keys(&index, &record, bytes)?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(index)
     }
 
     /// Refuses a log that lacks a segment the checkpoint has seen, and removes what retention left half removed.
@@ -313,13 +350,25 @@ impl Replay<'_> {
     }
 }
 
+fn index_keys(index: &KeyIndex, record: &RecordHeader, item: &[u8]) -> Result<()> {
+    let attributes = Attributes::from_stored(Bytes::copy_from_slice(record.attributes(item)));
+    let (position, stored_at) = (LogPosition::new(record.position), Timestamp::from_millis(record.stored_at));
+    for key in attributes.keys() {
+        index.add(stored_name(record.topic(item))?, key, position, stored_at);
+    }
+    Ok(())
+}
+
+fn stored_name(topic: &[u8]) -> Result<&str> {
+    std::str::from_utf8(topic).map_err(|_| corrupt("open", "a topic name in the commit log is not UTF-8".to_owned()))
+}
+
 fn stored_table(name: &str) -> Result<Table> {
     Table::new(name).map_err(|invalid| corrupt("open", format!("the commit log names a table: {invalid}")))
 }
 
 fn stored_queue(topic: &[u8], queue: u32) -> Result<QueueKey> {
-    let topic = std::str::from_utf8(topic).map_err(|_| corrupt("open", "a topic name is not UTF-8".to_owned()))?;
-    let topic = TopicName::from_stored(topic).map_err(|invalid| corrupt("open", invalid.to_string()))?;
+    let topic = TopicName::from_stored(stored_name(topic)?).map_err(|invalid| corrupt("open", invalid.to_string()))?;
     let queue = QueueId::new(queue).map_err(|invalid| corrupt("open", invalid.to_string()))?;
     Ok(QueueKey::new(topic, queue))
 }

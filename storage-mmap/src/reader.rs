@@ -1,6 +1,7 @@
 //! Reads: by offset, by position, by time, by key.
 
 use std::io;
+use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use cuemq_storage_api::limits::MAX_FETCH_MESSAGES;
@@ -9,12 +10,12 @@ use cuemq_storage_api::{
     Result, StorageError, StoredRecord, Timestamp, TopicName,
 };
 
-use crate::catalog::QueueState;
 use crate::commit_log::format::{RECORD_HEADER_BYTES, RecordHeader, item_is_sound};
 use crate::commit_log::segment::SegmentReader;
 use crate::consume_queue::entry::Entry;
 use crate::engine::MmapEngine;
 use crate::health::{corrupt, read_failed};
+use crate::index::INDEX_DIRECTORY;
 
 /// Records that this process wrote since it opened the store, and this close behind the log's end, are read without
 /// checking their sum: they are still in memory, and nothing but this process has touched them.
@@ -26,6 +27,15 @@ const CHUNK_ENTRIES: usize = 1024;
 struct Found {
     header: RecordHeader,
     item: Bytes,
+}
+
+/// What stands at a position.
+enum Seen {
+    Record(LocatedRecord),
+    /// Trimmed, expired, or not shown yet.
+    Gone,
+    /// Something else, or something damaged: the bytes cannot tell.
+    NoRecord,
 }
 
 impl Found {
@@ -179,43 +189,56 @@ impl MmapEngine {
     }
 
     pub(crate) fn locate(&self, position: u64) -> Result<Option<LocatedRecord>> {
+        match self.look_at("record_at", position)? {
+            Seen::Record(record) => Ok(Some(record)),
+            Seen::Gone | Seen::NoRecord => Ok(None),
+        }
+    }
+
+    /// What stands at a position of which nothing is known.
+    fn look_at(&self, operation: &'static str, position: u64) -> Result<Seen> {
         let (log_start, log_end) = {
-            let catalog = self.catalog("record_at")?;
+            let catalog = self.catalog(operation)?;
             (catalog.log_start, catalog.log_end)
         };
         if position < log_start || position >= log_end {
-            return Ok(None);
+            return Ok(Seen::Gone);
         }
         let mut reader = SegmentReader::new(&self.segments);
-        let failed = |error| read_failed("record_at", &self.segments.describe(position), error);
+        let found = self.whole_item(&mut reader, position, log_end);
+        if self.catalog(operation)?.log_start > position {
+            return Ok(Seen::Gone); // Retention came first.
+        }
+        let found = found.map_err(|error| read_failed(operation, &self.segments.describe(position), error))?;
+        // A body may hold a forged record that is right in itself; only the queue's own entry says what is one.
+        let Some((found, queue)) = found.and_then(|found| stored_key(&found).map(|queue| (found, queue))) else {
+            return Ok(Seen::NoRecord);
+        };
+        let offset = found.header.queue_offset;
+        let bounds = self.catalog(operation)?.queue(&queue).map_or(0..0, |state| state.min..state.end);
+        if !bounds.contains(&offset) {
+            return Ok(if offset < bounds.start { Seen::Gone } else { Seen::NoRecord });
+        }
+        match self.entries(operation, &queue, offset, 1) {
+            Ok(entries) if entries.first().is_some_and(|entry| entry.position == position) => {
+                Ok(Seen::Record(LocatedRecord { queue, stored: found.stored() }))
+            }
+            Ok(_) => Ok(Seen::NoRecord),
+            Err(error) if error.kind() == ErrorKind::OutOfRange => Ok(Seen::Gone),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The item at a position, if a record with a right sum begins there.
+    fn whole_item(&self, reader: &mut SegmentReader<'_>, position: u64, log_end: u64) -> io::Result<Option<Found>> {
         let to_segment_end = self.segments.start_of(position) + self.segments.segment_bytes() - position;
         if (log_end - position).min(to_segment_end) < RECORD_HEADER_BYTES as u64 {
             return Ok(None);
         }
-        let head = match reader.slice(position, RECORD_HEADER_BYTES) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None), // Expired meanwhile.
-            head => head.map_err(failed)?,
-        };
+        let head = reader.slice(position, RECORD_HEADER_BYTES)?;
         let Some(header) = RecordHeader::decode(&head) else { return Ok(None) };
-        let found = self.item(&mut reader, position, u64::from(header.len), log_end).map_err(failed)?;
-        let Some(found) = found.filter(|found| item_is_sound(&found.item)) else { return Ok(None) };
-        // A body may hold a forged record that is right in itself; only the queue's own entry says what is one.
-        let Some(queue) = stored_key(&found) else { return Ok(None) };
-        let offset = found.header.queue_offset;
-        let within = {
-            let catalog = self.catalog("record_at")?;
-            catalog.queue(&queue).is_some_and(|state| (state.min..state.end).contains(&offset))
-        };
-        if !within {
-            return Ok(None);
-        }
-        match self.entries("record_at", &queue, offset, 1) {
-            Ok(entries) if entries.first().is_some_and(|entry| entry.position == position) => {
-                Ok(Some(LocatedRecord { queue, stored: found.stored() }))
-            }
-            Err(error) if !matches!(error.kind(), ErrorKind::OutOfRange | ErrorKind::Corrupt) => Err(error),
-            _ => Ok(None),
-        }
+        let found = self.item(reader, position, u64::from(header.len), log_end)?;
+        Ok(found.filter(|found| item_is_sound(&found.item)))
     }
 
     pub(crate) fn search_time(&self, queue: &QueueKey, at: Timestamp) -> Result<QueueOffset> {
@@ -258,30 +281,48 @@ impl MmapEngine {
         Ok(Timestamp::from_millis(found.header.stored_at))
     }
 
-    /// Looks through all records of the topic within the times, newest first in each queue.
     pub(crate) fn search_key(&self, query: KeyQuery<'_>) -> Result<Vec<LocatedRecord>> {
-        let (queues, log_end): (Vec<QueueState>, u64) = {
-            let catalog = self.catalog("find")?;
-            let of_topic = catalog.queues().iter().filter(|queue| queue.key.topic == *query.topic);
-            (of_topic.cloned().collect(), catalog.log_end)
-        };
+        self.health.check_open("find")?;
         let limit = query.limit.min(MAX_FETCH_MESSAGES);
-        let mut reader = SegmentReader::new(&self.segments);
-        let mut found = Vec::new();
-        for queue in queues {
-            let from = self.search_time(&queue.key, query.from)?.get().max(queue.min);
-            let to = self.search_time(&queue.key, query.to)?.get().min(queue.end);
-            for offset in (from..to.max(from)).rev().take(usize::MAX) {
-                let entries = self.entries("find", &queue.key, offset, 1)?;
-                let record = self.load("find", &mut reader, &queue.key, offset, &entries[0], log_end)?.stored();
-                if has_key(&record.record, query.key) {
-                    found.push(LocatedRecord { queue: queue.key.clone(), stored: record });
+        let mut found = Ok(Vec::new());
+        if limit == 0 || query.from >= query.to {
+            return found;
+        }
+        let mut visit = |position: LogPosition| match self.candidate(&query, position) {
+            Ok(None) => ControlFlow::Continue(()),
+            Ok(Some(record)) => match &mut found {
+                Ok(records) => {
+                    records.push(record);
+                    if records.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 }
+                Err(_) => ControlFlow::Break(()),
+            },
+            Err(error) => {
+                found = Err(error);
+                ControlFlow::Break(())
+            }
+        };
+        self.index
+            .candidates(query.topic.as_str(), query.key, query.from..query.to, &mut visit)
+            .map_err(|error| read_failed("find", INDEX_DIRECTORY, error))?;
+        found
+    }
+
+    /// The record at a position that the index names, if it is what the query asks for.
+    fn candidate(&self, query: &KeyQuery<'_>, position: LogPosition) -> Result<Option<LocatedRecord>> {
+        match self.look_at("find", position.get())? {
+            Seen::Record(record) => {
+                let is_it = record.queue.topic == *query.topic
+                    && (query.from..query.to).contains(&record.stored.stored_at)
+                    && has_key(&record.stored.record, query.key);
+                Ok(is_it.then_some(record))
+            }
+            Seen::Gone => Ok(None),
+            Seen::NoRecord => {
+                let place = self.segments.describe(position.get());
+                Err(corrupt("find", format!("the index names a record in {place}, where none is whole")))
             }
         }
-        found.sort_unstable_by_key(|located| std::cmp::Reverse(located.stored.position));
-        found.truncate(limit);
-        Ok(found)
     }
 }
 

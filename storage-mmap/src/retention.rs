@@ -3,7 +3,7 @@
 //! First the queues' minima rise and readers see it, then a checkpoint makes that durable, then files go. A crash in
 //! between leaves files that the next opening removes, never a queue that points into a hole.
 
-use cuemq_storage_api::{Maintenance, QueueKey, Result, Timestamp};
+use cuemq_storage_api::{LogPosition, Maintenance, QueueKey, Result, Timestamp};
 
 use crate::engine::MmapEngine;
 
@@ -14,6 +14,7 @@ pub(crate) struct Expired {
     /// Queues whose base rose, with the new one.
     queues: Vec<(QueueKey, u64)>,
     records: u64,
+    log_start: u64,
 }
 
 /// Decides what expires at `now` and raises the queues' minima. The caller writes a checkpoint, then calls [`remove`].
@@ -44,7 +45,7 @@ pub(crate) fn expire(engine: &MmapEngine, now: Timestamp) -> Result<Option<Expir
         catalog.log_start = log_start;
         writer.log.forget_before(log_start);
     }
-    Ok(Some(Expired { segments, queues: raised, records }))
+    Ok(Some(Expired { segments, queues: raised, records, log_start }))
 }
 
 /// The oldest segments that have to go, never the one being written.
@@ -83,6 +84,10 @@ fn first_at_or_after(engine: &MmapEngine, key: &QueueKey, position: u64) -> Resu
         let catalog = engine.catalog("maintain")?;
         catalog.queue(key).map_or((0, 0), |queue| (queue.base, queue.end))
     };
+    // Most queues have nothing that old: one look at their oldest record tells.
+    if low < high && engine.entries("maintain", key, low, 1)?.first().is_some_and(|entry| entry.position >= position) {
+        return Ok(low);
+    }
     while low < high {
         let middle = low + (high - low) / 2;
         let entries = engine.entries("maintain", key, middle, 1)?;
@@ -102,6 +107,7 @@ pub(crate) fn remove(engine: &MmapEngine, expired: Expired) -> Result<Maintenanc
         engine.segments.remove(*start).map_err(failed)?;
     }
     engine.segments.sync_directory().map_err(failed)?;
+    engine.index.expire_below(LogPosition::new(expired.log_start)).map_err(failed)?;
     for (key, base) in &expired.queues {
         engine.queue_files.expire(key, *base).map_err(failed)?;
     }

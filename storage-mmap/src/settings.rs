@@ -11,6 +11,8 @@ const PAGE_BYTES: u64 = 4096;
 const MAX_SEGMENT_BYTES: u64 = 2 << 30;
 /// A consume-queue file stays below 2 GiB.
 const MAX_CONSUME_QUEUE_ENTRIES: u32 = 100_000_000;
+/// Slots and entries are numbered in 32 bits, signed on RocketMQ's side.
+const MAX_INDEX_NUMBER: u32 = 1 << 30;
 
 /// Settings of a store. Unknown keys are errors; missing ones take their default.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -25,9 +27,9 @@ pub struct MmapSettings {
     /// Entries of one consume-queue file: 1 to 100 million, 300,000 by default (RocketMQ's value). Fixed when the
     /// store is made.
     pub consume_queue_entries: u32,
-    /// Hash slots of one key-index file: 5,000,000 by default (RocketMQ's value). Fixed when the store is made.
+    /// Hash slots of one key-index file: 1 to 2^30, 5,000,000 by default (RocketMQ's value). Fixed when the store is made.
     pub index_slots: u32,
-    /// Entries of one key-index file: 20,000,000 by default (RocketMQ's value). Fixed when the store is made.
+    /// Entries of one key-index file: 2 to 2^30, 20,000,000 by default (RocketMQ's value; number 0 is never used). Fixed when the store is made.
     pub index_entries: u32,
     /// How long records are kept.
     pub retention: RetentionSettings,
@@ -44,8 +46,8 @@ pub struct MmapSettings {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionSettings {
-    /// Records stored longer ago than this many seconds may go; 72 hours by default (RocketMQ's `fileReservedTime`).
-    pub age_seconds: u64,
+    /// Records stored longer ago than this many milliseconds may go; 72 hours by default (RocketMQ's `fileReservedTime`).
+    pub age_ms: u64,
     /// The oldest records go when the log is larger than this many bytes; unlimited by default.
     pub max_bytes: Option<u64>,
     /// The oldest records go while the disk is fuller than this share, whatever their age: 1 to 100 percent, 85 by
@@ -77,7 +79,7 @@ impl Default for RetentionSettings {
 impl From<Retention> for RetentionSettings {
     fn from(retention: Retention) -> Self {
         Self {
-            age_seconds: retention.age.as_secs(),
+            age_ms: u64::try_from(retention.age.as_millis()).unwrap_or(u64::MAX),
             max_bytes: retention.max_bytes,
             disk_watermark_percent: retention.disk_watermark_percent,
         }
@@ -88,7 +90,7 @@ impl RetentionSettings {
     /// How long records may stay.
     #[must_use]
     pub fn age(&self) -> Duration {
-        Duration::from_secs(self.age_seconds)
+        Duration::from_millis(self.age_ms)
     }
 }
 
@@ -104,17 +106,17 @@ impl MmapSettings {
                 format_args!("{name} is {bytes}: use a multiple of 4096 from {} to {}", range.start(), range.end()),
             )
         };
-        let count = |name, count: u32, most: u32| {
-            check((1..=most).contains(&count), format_args!("{name} is {count}: use 1 to {most}"))
+        let count = |name, count: u32, range: std::ops::RangeInclusive<u32>| {
+            check(range.contains(&count), format_args!("{name} is {count}: use {} to {}", range.start(), range.end()))
         };
         let percent = |name, percent: u8| {
             check((1..=100).contains(&percent), format_args!("{name} is {percent}: use 1 to 100 percent"))
         };
         size("segment_bytes", self.segment_bytes, 2 * PAGE_BYTES..=MAX_SEGMENT_BYTES)?;
         size("allocate_step_bytes", self.allocate_step_bytes, PAGE_BYTES..=MAX_SEGMENT_BYTES)?;
-        count("consume_queue_entries", self.consume_queue_entries, MAX_CONSUME_QUEUE_ENTRIES)?;
-        count("index_slots", self.index_slots, u32::MAX)?;
-        count("index_entries", self.index_entries, u32::MAX)?;
+        count("consume_queue_entries", self.consume_queue_entries, 1..=MAX_CONSUME_QUEUE_ENTRIES)?;
+        count("index_slots", self.index_slots, 1..=MAX_INDEX_NUMBER)?;
+        count("index_entries", self.index_entries, 2..=MAX_INDEX_NUMBER)?;
         percent("disk_full_percent", self.disk_full_percent)?;
         percent("retention.disk_watermark_percent", self.retention.disk_watermark_percent)?;
         check(self.checkpoint_after_bytes > 0, format_args!("checkpoint_after_bytes is 0: use at least 1"))
@@ -145,7 +147,7 @@ mod tests {
             (MmapSettings { allocate_step_bytes: 0, ..good() }, "allocate_step_bytes"),
             (MmapSettings { consume_queue_entries: 0, ..good() }, "consume_queue_entries"),
             (MmapSettings { index_slots: 0, ..good() }, "index_slots"),
-            (MmapSettings { index_entries: 0, ..good() }, "index_entries"),
+            (MmapSettings { index_entries: 1, ..good() }, "index_entries"),
             (MmapSettings { disk_full_percent: 0, ..good() }, "disk_full_percent"),
             (MmapSettings { checkpoint_after_bytes: 0, ..good() }, "checkpoint_after_bytes"),
             (MmapSettings { retention, ..good() }, "disk_watermark_percent"),

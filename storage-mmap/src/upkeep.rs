@@ -3,12 +3,13 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use cuemq_storage_api::{Maintenance, Result, Timestamp};
+use cuemq_storage_api::{LogPosition, Maintenance, Result, Timestamp};
 
 use crate::checkpoint::{Checkpoint, QueuePoint};
 use crate::consume_queue;
 use crate::engine::MmapEngine;
 use crate::health::{CLOSE, read_failed};
+use crate::index::INDEX_DIRECTORY;
 use crate::retention;
 use crate::watermark;
 
@@ -89,6 +90,9 @@ impl MmapEngine {
         };
         self.sync_log(operation)?;
         self.spill(operation)?;
+        self.index
+            .flush(LogPosition::new(checkpoint.end.position))
+            .map_err(|error| self.health.poison(operation, format!("writing {INDEX_DIRECTORY}"), error))?;
         let written = self.queue_files.sync().and_then(|()| checkpoint.write(&*self.files));
         let bytes = written.map_err(|error| self.health.poison(operation, "writing a checkpoint".to_owned(), error))?;
         *last = LastCheckpoint { position: checkpoint.end.position, bytes };
