@@ -18,6 +18,11 @@ pub(crate) fn key(queue: u32, offset: u64) -> [u8; KEY_BYTES] {
     key
 }
 
+/// The queue number in a key.
+pub(crate) fn queue(key: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(*key.first_chunk()?))
+}
+
 /// The offset in a key.
 pub(crate) fn offset(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.get(4..)?.try_into().ok()?))
@@ -76,7 +81,7 @@ mod tests {
         let (key, value) = row.encode(&mut BytesMut::new(), 7, 300);
         assert_eq!(key.len() + value.len(), ROW_BYTES);
         assert_eq!(QueueRow::decode(&key, &value), Some(row));
-        assert_eq!(offset(&key), Some(300));
+        assert_eq!((queue(&key), offset(&key)), (Some(7), Some(300)));
         assert!(super::key(7, 300) < super::key(7, 65_536) && super::key(7, 65_536) < super::key(256, 0));
     }
 }

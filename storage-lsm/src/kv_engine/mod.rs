@@ -9,6 +9,7 @@ mod recovery;
 mod retention;
 mod write;
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -43,7 +44,6 @@ pub(crate) struct Parts {
 }
 
 /// An engine over an ordered store.
-#[derive(Debug)]
 pub(crate) struct KvEngine<K> {
     parts: FixedParts,
     store: RwLock<Option<Store<K>>>,
@@ -55,7 +55,13 @@ pub(crate) struct KvEngine<K> {
     poisoned: AtomicBool,
 }
 
-#[derive(Debug)]
+impl<K> fmt::Debug for KvEngine<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.parts.capabilities.name;
+        f.debug_struct("KvEngine").field("name", &name).field("durable", &self.durable).finish_non_exhaustive()
+    }
+}
+
 struct FixedParts {
     capabilities: Capabilities,
     retention: Retention,
@@ -64,21 +70,19 @@ struct FixedParts {
 }
 
 /// What closing lets go of, the store before its lock.
-#[derive(Debug)]
 struct Store<K> {
     kv: K,
     _directory: Option<Directory>,
 }
 
 /// What only the writer touches.
-#[derive(Debug)]
 struct Writer {
     state: State,
     room: Room,
 }
 
 /// What is known of the disk between two looks at it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Room {
     free: u64,
     unseen_bytes: u64,

@@ -65,6 +65,11 @@ fn recover(view: &impl KvView) -> Result<(State, Registry)> {
         let end = end_of(view, number, last_position)?.max(min);
         registry.push(Queue { key: name, min, end, swept: 0 });
     }
+    if let Some((key, _)) = view.last(Space::ConsumeQueue, &[], None).map_err(failed)?
+        && consume_queue::queue(&key).is_none_or(|number| number as usize >= registry.len())
+    {
+        return Err(corrupt("open", format!("the queue of row {key:02x?} is not among the {} known", registry.len())));
+    }
     Ok((state, registry))
 }
 

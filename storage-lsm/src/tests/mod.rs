@@ -1,13 +1,16 @@
 //! The engine's own tests, beside the conformance suite that every engine runs.
 
 mod conformance;
+mod damage;
+mod failure;
 mod reopen;
+mod retention;
 
 use std::path::Path;
 
 use cuemq_storage_api::{
-    Engine, FetchLimit, FetchRequest, QueueId, QueueKey, QueueOffset, Record, StoredRecord, Timestamp, TopicName,
-    WriteBatch,
+    Engine, FetchLimit, FetchRequest, Maintenance, QueueId, QueueKey, QueueOffset, Record, StoredRecord, Timestamp,
+    TopicName, WriteBatch,
 };
 
 use crate::{LsmEngine, LsmSettings};
