@@ -254,13 +254,14 @@ impl Transactions {
 
     fn check(&mut self, transaction: TransactionId, now: Timestamp, out: &mut Vec<TransactionEffect>) {
         let Some(half) = self.halves.get_mut(&transaction) else { return };
+        half.next_check_at = now.plus(self.settings.check_interval);
         if half.checks >= self.settings.max_checks {
+            // If this cannot be stored, it is tried again at the next check's time and not in a busy loop.
             half.deciding = Some(Decision::Rollback);
             out.push(TransactionEffect::GiveUp { transaction });
             return;
         }
         half.checks += 1;
-        half.next_check_at = now.plus(self.settings.check_interval);
         let (group, attempt, next_check_at) = (half.group.clone(), half.checks, half.next_check_at);
         self.checks.insert((next_check_at, transaction));
         out.push(TransactionEffect::Check { transaction, group, attempt, next_check_at });

@@ -107,6 +107,8 @@ fn fifteen_checks_and_then_the_end() {
     transactions.tick(at(6 + 30 * 15), 10, &mut out);
     assert_eq!(out, [GiveUp { transaction: T1 }]);
     assert_eq!(transactions.next_wakeup(), None, "nothing is checked while it is moved");
+    transactions.not_decided(T1);
+    assert_eq!(transactions.next_wakeup(), Some(at(6 + 30 * 16)), "a full disk is no reason for a busy loop");
 }
 
 #[test]

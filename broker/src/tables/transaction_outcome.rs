@@ -1,11 +1,12 @@
 //! Table `transaction_outcome`: what was decided lately, so that a repeated decision is told from an opposite one.
-//! Key: `transaction u64 BE`, made by [`half_message::key`](super::half_message::key).
+//! Key: `transaction u64 BE`, as in table `half_message`.
 
 use bytes::Bytes;
 use cuemq_storage_api::{Table, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::codec::{DecodeError, decode, encode};
+pub(crate) use super::half_message::{decode_key, key};
 use crate::domain::transaction::Decision;
 
 const NAME: &str = "transaction_outcome";
