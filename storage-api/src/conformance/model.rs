@@ -15,7 +15,7 @@ use crate::batch::WriteBatch;
 use crate::engine::{Engine, FetchLimit, FetchRequest, KeyQuery, Retention, Row};
 use crate::memory::MemoryEngine;
 use crate::record::{LocatedRecord, Record, StoredRecord};
-use crate::types::{LogPosition, Mark, QueueKey, QueueOffset, Timestamp};
+use crate::types::{LogPosition, Mark, QueueKey, QueueOffset, Table, Timestamp};
 
 /// Raises the number of cases of [`matches_memory`].
 pub const CASES_VARIABLE: &str = "CUEMQ_MODEL_CASES";
@@ -33,7 +33,7 @@ pub fn matches_memory<F: Fixture>() {
     check_against_memory::<F>(cases.unwrap_or(CASES));
 }
 
-/// Drives an engine and the model through this many generated runs of up to forty steps, each over a fresh store.
+/// Drives an engine and the model through this many generated runs of up to sixty steps, each over a fresh store.
 ///
 /// # Panics
 /// At the first difference, with the shortest run found that shows it and the seed of the whole.
@@ -47,8 +47,10 @@ pub fn check_against_memory<F: Fixture>(cases: u32) {
         let mut run = Run::<F>::begin();
         steps.iter().for_each(|step| run.take(step));
         run.compare_all();
+        run.compare_lookups();
         run.reopen();
         run.compare_all();
+        run.compare_lookups();
         Ok::<(), TestCaseError>(())
     });
     if let Err(difference) = outcome {
@@ -128,9 +130,7 @@ impl<F: Fixture> Run<F> {
             }
             Step::Find { topic: name, key, ages, limit } => {
                 let (from, to) = (at(self.now - ages.0), at(self.now - ages.1));
-                let query = KeyQuery { topic: &topic(TOPICS[*name]), key: KEYS[*key], from, to, limit: *limit };
-                let (answer, expected) = (self.engine().find(query).unwrap(), self.model.find(query).unwrap());
-                assert_eq!(answer, self.located(expected), "{query:?}");
+                self.compare_found(KeyQuery { topic: &topic(TOPICS[*name]), key: KEYS[*key], from, to, limit: *limit });
             }
             Step::Get { table, key } => {
                 let (answer, expected) =
@@ -138,8 +138,7 @@ impl<F: Fixture> Run<F> {
                 assert_eq!(answer.unwrap(), expected.unwrap(), "get {key:?}");
             }
             Step::Scan { table, from, to, limit } => {
-                let scan = |engine: &dyn Engine| engine.scan(&TABLES[*table], from, to.as_deref(), *limit).unwrap();
-                assert_eq!(scan(self.engine()), scan(&self.model), "{step:?}");
+                self.compare_scan(&TABLES[*table], from, to.as_deref(), *limit);
             }
             Step::Maintain { after } => self.maintain(at(self.now + after)),
             Step::Reopen => self.reopen(),
@@ -323,10 +322,43 @@ impl<F: Fixture> Run<F> {
             assert_eq!(read_all(self.engine(), &queue), self.stored(read_all(&self.model, &queue)), "{queue}");
         }
         for table in TABLES {
-            let rows = |engine: &dyn Engine| engine.scan(&table, b"", None, usize::MAX).unwrap();
-            assert_eq!(rows(self.engine()), rows(&self.model), "{table}");
+            self.compare_scan(&table, b"", None, usize::MAX);
         }
         (0..self.positions.len()).for_each(|index| self.compare_position(index));
+    }
+
+    /// Asks for every time, key and range that can make a difference.
+    fn compare_lookups(&self) {
+        for queue in steps::queues() {
+            for stored in read_all(&self.model, &queue) {
+                for time in [stored.stored_at, stored.stored_at.plus(Duration::from_millis(1))] {
+                    let answer = self.engine().offset_at(&queue, time).unwrap();
+                    assert_eq!(answer, self.model.offset_at(&queue, time).unwrap(), "offset_at {queue} {time}");
+                }
+                for key in KEYS {
+                    let (topic, to) = (&queue.topic, stored.stored_at);
+                    self.compare_found(KeyQuery { topic, key, from: Timestamp::MIN, to, limit: 3 });
+                    self.compare_found(KeyQuery { topic, key, from: to, to: Timestamp::MAX, limit: usize::MAX });
+                }
+            }
+        }
+        for table in TABLES {
+            for (key, value) in self.model.scan(&table, b"", None, usize::MAX).unwrap() {
+                assert_eq!(self.engine().get(&table, &key).unwrap(), Some(value), "get {key:?}");
+                self.compare_scan(&table, b"", Some(&key), usize::MAX);
+                self.compare_scan(&table, &key, None, 2);
+            }
+        }
+    }
+
+    fn compare_found(&self, query: KeyQuery<'_>) {
+        let (answer, expected) = (self.engine().find(query).unwrap(), self.model.find(query).unwrap());
+        assert_eq!(answer, self.located(expected), "{query:?}");
+    }
+
+    fn compare_scan(&self, table: &Table, from: &[u8], to: Option<&[u8]>, limit: usize) {
+        let scan = |engine: &dyn Engine| engine.scan(table, from, to, limit).unwrap();
+        assert_eq!(scan(self.engine()), scan(&self.model), "{table} from {from:?} to {to:?}, at most {limit}");
     }
 
     fn compare_position(&self, index: usize) {

@@ -107,6 +107,7 @@ pub(super) fn read_all(engine: &impl Engine, queue: &QueueKey) -> Vec<StoredReco
             assert_eq!(next, page.bounds.end, "a fetch returns something before the end");
             return records;
         }
+        assert!(page.next > next, "a fetch that returned something goes on behind {next}, not at {}", page.next);
         records.extend(page.records);
         next = page.next;
     }
