@@ -11,10 +11,10 @@ const VERSION: u8 = 1;
 /// The table.
 pub(crate) static TABLE: Table = Table::named(NAME);
 
-/// Numbers delayed messages.
-pub(crate) const TIMERS: &str = "timers";
-/// Numbers transactions.
-pub(crate) const TRANSACTIONS: &str = "transactions";
+/// How often the store was opened: makes the numbers of each opening distinct.
+pub(crate) const OPENINGS: &str = "openings";
+/// Tells this store's message ids from every other's.
+pub(crate) const STORE_ID: &str = "store_id";
 
 /// The key of a counter.
 pub(crate) fn key(counter: &'static str) -> Bytes {
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         assert_eq!(hex(&encode_bound(4096)), "01fb0010");
-        assert_eq!((&key(TIMERS)[..], &key(TRANSACTIONS)[..]), (&b"timers"[..], &b"transactions"[..]));
+        assert_eq!((&key(OPENINGS)[..], &key(STORE_ID)[..]), (&b"openings"[..], &b"store_id"[..]));
     }
 
     proptest! {

@@ -1,0 +1,73 @@
+//! The way to the delay scheduler.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::Addr;
+
+use super::{DelayActor, DelayCommand, DelayRequest, KIND};
+use crate::actors::mailbox::Inbox;
+use crate::actors::supervisor::Identity;
+use crate::domain::delay::TimerKey;
+use crate::error::{Error, ErrorKind};
+use crate::shared::Shared;
+
+/// Pause before due messages whose write was refused are tried again.
+const FIRE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct DelayHandle {
+    inbox: Arc<Inbox<DelayCommand>>,
+    address: Addr<DelayActor>,
+}
+
+impl DelayHandle {
+    pub(super) fn new(inbox: Arc<Inbox<DelayCommand>>, address: Addr<DelayActor>) -> Self {
+        Self { inbox, address }
+    }
+
+    pub(crate) fn start(shared: &Arc<Shared>) -> Self {
+        let inbox = Inbox::new();
+        let (for_actor, abandoned, for_make) = (Arc::clone(&inbox), Arc::clone(&inbox), Arc::clone(shared));
+        let make = move || DelayActor::new(for_make, for_actor);
+        let orphaned = move || {
+            for command in abandoned.close() {
+                if let DelayCommand::Schedule(request) = command {
+                    request.answer(Err(gone()));
+                }
+            }
+        };
+        let identity = Identity::new(KIND, "scheduler");
+        let address = shared.supervision.start(shared.arbiters.control(), identity, make, orphaned);
+        Self { inbox, address }
+    }
+
+    /// Hands over a message that shall be delivered later.
+    pub(crate) fn schedule(&self, request: DelayRequest) {
+        if let Err(DelayCommand::Schedule(request)) =
+            self.inbox.push(DelayCommand::Schedule(Box::new(request)), &self.address)
+        {
+            request.answer(Err(gone()));
+        }
+    }
+
+    /// Tells of timers that are in storage by now. One that a scheduler which is gone does not hear of is read from
+    /// storage by the next.
+    pub(crate) fn stored(&self, timers: Vec<TimerKey>) {
+        let _ = self.inbox.push(DelayCommand::Stored(timers), &self.address);
+    }
+
+    /// Has timers tried again a little later.
+    pub(crate) fn stored_later(&self, shared: &Shared, timers: Vec<TimerKey>) {
+        let (delay, sleep) = (self.clone(), shared.clock.sleep(FIRE_AGAIN_AFTER));
+        shared.arbiters.control().spawn(async move {
+            sleep.await;
+            delay.stored(timers);
+        });
+    }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::NotStored, "the message was not stored: the delay scheduler has failed")
+}

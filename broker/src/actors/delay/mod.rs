@@ -1,0 +1,266 @@
+//! The delay scheduler: stores delayed messages, and moves each to its queue when it is due.
+//!
+//! Every delayed message is one row of a table, ordered by due time, from before its sender hears of it until the
+//! batch that appends it to its queue and deletes the row. So nothing is lost or doubled by a crash, and a restart
+//! only has to read the table again. Supervised like all actors.
+
+mod handle;
+mod messages;
+
+use std::sync::Arc;
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, Supervised, WrapFuture};
+use cuemq_storage_api::{QueueKey, Timestamp, TopicName, WriteBatch};
+
+pub(crate) use handle::DelayHandle;
+pub(crate) use messages::{DelayCommand, DelayRequest};
+
+use super::mailbox::{Drain, Inbox};
+use super::supervisor::fail_start;
+use crate::domain::delay::{DelayEffect, DelaySchedule, TimerKey};
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{MAX_DELAYED_MESSAGES, MAX_DRAIN_BYTES, MAX_DRAIN_REQUESTS, MAX_FIRE_BYTES, MAX_FIRE_MESSAGES};
+use crate::settings::Flush;
+use crate::shared::Shared;
+use crate::storage::scan_rows;
+use crate::tables::delay::{self as table, DelayOrigin, DelayRow};
+
+pub(crate) const KIND: &str = "delay";
+
+pub(crate) struct DelayActor {
+    shared: Arc<Shared>,
+    /// Its own handle, through which writes report back; set when it starts.
+    me: Option<DelayHandle>,
+    inbox: Arc<Inbox<DelayCommand>>,
+    schedule: DelaySchedule,
+    effects: Vec<DelayEffect>,
+    /// Requests taken from the inbox and not yet handed to storage.
+    admitted: Vec<DelayRequest>,
+    alarm: Option<(Timestamp, SpawnHandle)>,
+}
+
+impl Actor for DelayActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        self.me = Some(DelayHandle::new(Arc::clone(&self.inbox), ctx.address()));
+        self.load(ctx);
+    }
+}
+
+impl Supervised for DelayActor {
+    fn restarting(&mut self, ctx: &mut Context<Self>) {
+        self.alarm = None;
+        self.load(ctx);
+        if self.inbox.wake_after_restart() || !self.admitted.is_empty() {
+            ctx.notify(Drain);
+        }
+    }
+}
+
+impl Handler<Drain> for DelayActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) {
+        self.admit();
+        self.store();
+        self.go_on(ctx);
+        if !self.inbox.rest() {
+            ctx.wait(tokio::task::yield_now().into_actor(self));
+            ctx.notify(Drain);
+        }
+    }
+}
+
+impl DelayActor {
+    pub(crate) fn new(shared: Arc<Shared>, inbox: Arc<Inbox<DelayCommand>>) -> Self {
+        let mut effects = Vec::new();
+        let schedule = DelaySchedule::start(&mut effects);
+        Self { shared, me: None, inbox, schedule, effects, admitted: Vec::new(), alarm: None }
+    }
+
+    /// Begins anew with what storage has, once every write handed over before has landed.
+    fn load(&mut self, ctx: &mut Context<Self>) {
+        let storage = self.shared.storage.clone();
+        let barrier = async move { storage.write_and_wait(WriteBatch::new(Timestamp::MIN), Flush::Buffered).await };
+        ctx.wait(barrier.into_actor(self).map(|_, actor, ctx| {
+            actor.effects.clear();
+            actor.schedule = DelaySchedule::start(&mut actor.effects);
+            actor.go_on(ctx);
+        }));
+    }
+
+    fn admit(&mut self) {
+        let mut bytes = 0;
+        while self.admitted.len() < MAX_DRAIN_REQUESTS && bytes < MAX_DRAIN_BYTES {
+            match self.inbox.pop() {
+                None => return,
+                Some(DelayCommand::Schedule(request)) => {
+                    self.shared.probe(KIND, "scheduler", "Schedule");
+                    bytes += request.record.payload_bytes();
+                    self.admitted.push(*request);
+                }
+                Some(DelayCommand::Stored(timers)) => {
+                    self.shared.probe(KIND, "scheduler", "Stored");
+                    timers.into_iter().for_each(|timer| self.schedule.schedule(timer));
+                }
+            }
+        }
+    }
+
+    /// Stores what was admitted as one batch; each sender hears of it, and the machine, once it is stored.
+    fn store(&mut self) {
+        if self.admitted.is_empty() {
+            return;
+        }
+        let mut batch = WriteBatch::new(self.shared.clock.now());
+        let (mut waiting, mut flush) = (Vec::with_capacity(self.admitted.len()), Flush::Buffered);
+        for request in std::mem::take(&mut self.admitted) {
+            match self.put(&request, &mut batch) {
+                Ok(timer) => {
+                    if request.flush == Flush::Durable {
+                        flush = Flush::Durable;
+                    }
+                    waiting.push((timer, request));
+                }
+                Err(error) => request.answer(Err(error)),
+            }
+        }
+        let (me, count) = (self.me.clone(), waiting.len());
+        let shared = Arc::clone(&self.shared);
+        self.shared.storage.write(batch, flush, move |result| {
+            if let (Ok(_), Some(delay)) = (&result, &me) {
+                delay.stored(waiting.iter().map(|(timer, _)| *timer).collect());
+            } else {
+                shared.delayed.subtract(count);
+            }
+            for (_, request) in waiting {
+                let level = result.as_ref().map(|stored| stored.level).map_err(|error| error.get());
+                request.answer(level);
+            }
+        });
+    }
+
+    fn put(&self, request: &DelayRequest, batch: &mut WriteBatch) -> Result<TimerKey> {
+        let timer = TimerKey::new(request.due, self.shared.take_number());
+        let row = DelayRow {
+            topic: request.topic.clone(),
+            queue: request.queue,
+            origin: DelayOrigin::Send,
+            record: request.record.clone(),
+        };
+        if !self.shared.delayed.add_within(1, MAX_DELAYED_MESSAGES) {
+            let text = format!("{MAX_DELAYED_MESSAGES} delayed messages wait: send this one when some are due");
+            return Err(Error::new(ErrorKind::Full, text));
+        }
+        batch.put(&table::TABLE, table::key(timer), row.encode());
+        Ok(timer)
+    }
+
+    /// Moves what is due, reads more timers if the window is low, and sets the alarm for the next.
+    fn go_on(&mut self, ctx: &mut Context<Self>) {
+        loop {
+            while let Some(DelayEffect::Refill { from, limit }) = self.effects.pop() {
+                self.refill(from, limit);
+            }
+            let due = self.schedule.due(self.shared.clock.now(), MAX_FIRE_MESSAGES, &mut self.effects);
+            if due.is_empty() && self.effects.is_empty() {
+                break;
+            }
+            if let Err(error) = self.fire(due) {
+                fail_start(&error);
+            }
+        }
+        self.set_alarm(ctx);
+    }
+
+    fn refill(&mut self, from: TimerKey, limit: usize) {
+        let mut timers = Vec::new();
+        let engine = self.shared.storage.engine();
+        let read = scan_rows::<Error>(&**engine, &table::TABLE, &table::key(from), None, limit, |key, _| {
+            timers.push(table::decode_key(key)?);
+            Ok(())
+        });
+        match read {
+            Ok(count) => self.schedule.refill(&timers, count < limit, &mut self.effects),
+            Err(error) => fail_start(&error),
+        }
+    }
+
+    /// Appends due messages to their queues and deletes their rows, as one batch.
+    fn fire(&mut self, due: Vec<TimerKey>) -> Result<()> {
+        let mut batch = WriteBatch::new(self.shared.clock.now());
+        let (mut fired, mut flush, mut bytes) = (Vec::new(), Flush::Buffered, 0);
+        for timer in due {
+            if bytes > MAX_FIRE_BYTES {
+                // Its turn comes with the next batch.
+                self.schedule.schedule(timer);
+                continue;
+            }
+            // A row that is gone was moved by an earlier run of this actor.
+            let key = table::key(timer);
+            let Some(row) = self.shared.storage.engine().get(&table::TABLE, &key)? else { continue };
+            let row = DelayRow::decode(&row)?;
+            bytes += row.record.payload_bytes();
+            let (queue, wanted) = self.target(&row);
+            if wanted == Flush::Durable {
+                flush = Flush::Durable;
+            }
+            batch.append(&queue, row.record);
+            batch.delete(&table::TABLE, key);
+            fired.push(timer);
+        }
+        if fired.is_empty() {
+            return Ok(());
+        }
+        let (me, shared) = (self.me.clone(), Arc::clone(&self.shared));
+        self.shared.storage.write(batch, flush, move |result| match result {
+            Ok(_) => shared.delayed.subtract(fired.len()),
+            Err(error) => {
+                tracing::warn!(error = %error.get(), messages = fired.len(), "due messages could not be moved yet");
+                if let (true, Some(delay)) = (error.get().is_certainly_not_applied(), me) {
+                    delay.stored_later(&shared, fired);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// The queue of a due message. One whose topic was deleted goes where an operator finds it.
+    fn target(&self, row: &DelayRow) -> (QueueKey, Flush) {
+        match self.shared.topics.get(&row.topic) {
+            Some(topic) => {
+                let chosen = row.queue.and_then(|id| topic.queue(id).ok());
+                let chosen = chosen.unwrap_or_else(|| topic.choose(row.record.attributes.sharding_key()));
+                (chosen.key().clone(), topic.flush())
+            }
+            None => {
+                tracing::warn!(topic = %row.topic, "the topic of a delayed message was deleted");
+                (QueueKey::new(undeliverable(), cuemq_storage_api::QueueId::FIRST), Flush::Durable)
+            }
+        }
+    }
+
+    fn set_alarm(&mut self, ctx: &mut Context<Self>) {
+        let next = self.schedule.next_wakeup();
+        if self.alarm.as_ref().map(|(at, _)| *at) == next {
+            return;
+        }
+        if let Some((_, alarm)) = self.alarm.take() {
+            ctx.cancel_future(alarm);
+        }
+        self.alarm = next.map(|at| {
+            let ring = self.shared.clock.sleep_until(at).into_actor(self).map(|(), actor, ctx| {
+                actor.alarm = None;
+                actor.shared.probe(KIND, "scheduler", "Alarm");
+                actor.go_on(ctx);
+            });
+            (at, ctx.spawn(ring))
+        });
+    }
+}
+
+/// Where delayed messages go whose topic was deleted before they were due.
+pub(crate) fn undeliverable() -> TopicName {
+    TopicName::from_stored("rmq_sys_UNDELIVERABLE").expect("a legal name")
+}

@@ -1,0 +1,61 @@
+//! The way to a group's actor.
+
+use std::sync::Arc;
+
+use actix::Addr;
+use cuemq_storage_api::GroupName;
+
+use super::{GroupActor, GroupRequest, KIND};
+use crate::actors::mailbox::Inbox;
+use crate::actors::supervisor::Identity;
+use crate::error::{Error, ErrorKind, Result};
+use crate::shared::Shared;
+use tokio::sync::oneshot;
+
+use super::messages::Answer;
+
+/// Shared by everybody who consumes in the group.
+#[derive(Debug)]
+pub(crate) struct GroupHandle {
+    name: GroupName,
+    inbox: Arc<Inbox<GroupRequest>>,
+    address: Addr<GroupActor>,
+}
+
+impl GroupHandle {
+    /// Starts the group's actor.
+    pub(crate) fn start(shared: &Arc<Shared>, name: GroupName) -> Self {
+        let inbox = Inbox::new();
+        let identity = Identity::new(KIND, &name);
+        let (for_actor, abandoned) = (Arc::clone(&inbox), Arc::clone(&inbox));
+        let (actor_shared, actor_name, text) = (Arc::clone(shared), name.clone(), Arc::clone(&identity.name));
+        let make = move || GroupActor::new(actor_shared, actor_name, text, for_actor);
+        // Dropped requests tell their askers that the outcome is unknown.
+        let orphaned = move || drop(abandoned.close());
+        let address = shared.supervision.start(shared.arbiters.carrier(), identity, make, orphaned);
+        Self { name, inbox, address }
+    }
+
+    pub(crate) fn name(&self) -> &GroupName {
+        &self.name
+    }
+
+    /// Hands a request over. A group that is given up answers nothing: its askers learn that by their dropped reply.
+    pub(crate) fn post(&self, request: GroupRequest) {
+        if let Err(request) = self.inbox.push(request, &self.address) {
+            tracing::debug!(group = %self.name, request = request.name(), "a request came after the group had ended");
+        }
+    }
+
+    /// Asks and waits for the answer.
+    pub(crate) async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> GroupRequest) -> Result<T> {
+        let (sender, receiver) = oneshot::channel();
+        self.post(request(sender));
+        receiver.await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Unknown,
+                format!("group {} was interrupted: the request may or may not have been carried out", self.name),
+            ))
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! What a group's actor is asked for.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cuemq_storage_api::{QueueKey, QueueOffset, StoredRecord, Timestamp, TopicName};
+use tokio::sync::oneshot;
+
+use crate::consumer::session::Session;
+use crate::domain::member::MemberId;
+use crate::domain::membership::Lease;
+use crate::error::Result;
+use crate::message::MessageId;
+
+/// The answer to a request whose asker waits.
+pub(crate) type Answer<T> = oneshot::Sender<Result<T>>;
+
+/// Every request, in one order: a release never overtakes the acknowledgement before it.
+#[derive(Debug)]
+pub(crate) enum GroupRequest {
+    /// Takes a member in.
+    Join { session: Arc<Session>, topics: BTreeSet<TopicName>, start: Start, reply: Answer<()> },
+    /// A member is gone; what it held is free.
+    Leave { member: MemberId },
+    /// A member has finished with a revoked queue.
+    Released { queue: QueueKey, lease: Lease },
+    /// Messages are done.
+    Acknowledge {
+        member: MemberId,
+        queue: QueueKey,
+        lease: Lease,
+        ranges: Vec<Range<QueueOffset>>,
+        reply: Option<Answer<()>>,
+    },
+    /// A message shall come again later, or become a dead letter.
+    Retry(RetryRequest),
+    /// Where consumption of a queue stands; `None` when the group never read it.
+    Committed { queue: QueueKey, reply: Answer<Option<QueueOffset>> },
+    /// Sets where consumption goes on, forwards or back. Refused while a member holds the queue.
+    Reset { queue: QueueKey, to: QueueOffset, reply: Answer<()> },
+    /// What the group looks like now.
+    Describe { reply: Answer<GroupDescription> },
+    /// A topic was created, grew or was deleted.
+    TopicChanged { topic: TopicName },
+    /// The broker stops or has failed: every session ends.
+    Close { why: Arc<str> },
+}
+
+impl GroupRequest {
+    /// The name by which a probe knows it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Join { .. } => "Join",
+            Self::Leave { .. } => "Leave",
+            Self::Released { .. } => "Released",
+            Self::Acknowledge { .. } => "Acknowledge",
+            Self::Retry(_) => "Retry",
+            Self::Committed { .. } => "Committed",
+            Self::Reset { .. } => "Reset",
+            Self::Describe { .. } => "Describe",
+            Self::TopicChanged { .. } => "TopicChanged",
+            Self::Close { .. } => "Close",
+        }
+    }
+}
+
+/// Where a group begins with a queue that it never read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Start {
+    Earliest,
+    Latest,
+    At(Timestamp),
+}
+
+/// See [`GroupRequest::Retry`].
+#[derive(Debug)]
+pub(crate) struct RetryRequest {
+    pub(crate) member: MemberId,
+    pub(crate) queue: QueueKey,
+    pub(crate) lease: Lease,
+    pub(crate) stored: StoredRecord,
+    pub(crate) origin_id: MessageId,
+    /// How often the message has failed, this time included.
+    pub(crate) failures: u32,
+    /// `None` asks the group's policy.
+    pub(crate) delay: Option<Duration>,
+    pub(crate) reply: Answer<()>,
+}
+
+/// One member as administration shows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct MemberDescription {
+    /// Its name.
+    pub member: String,
+    /// The queues it reads, in order.
+    pub queues: Vec<QueueKey>,
+}
+
+/// One queue as a group stands to it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct QueueLag {
+    /// The queue.
+    pub queue: QueueKey,
+    /// For broadcasting groups: whose progress this is.
+    pub member: Option<String>,
+    /// The next offset to consume.
+    pub committed: QueueOffset,
+    /// The queue's visible end.
+    pub end: QueueOffset,
+}
+
+impl QueueLag {
+    /// Messages not yet consumed.
+    #[must_use]
+    pub fn lag(&self) -> u64 {
+        self.end.get().saturating_sub(self.committed.get())
+    }
+}
+
+/// A consumer group as administration shows it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct GroupDescription {
+    /// Its live members.
+    pub members: Vec<MemberDescription>,
+    /// Every queue it has read.
+    pub queues: Vec<QueueLag>,
+}
+
+impl GroupDescription {
+    /// Messages not yet consumed, over all queues.
+    #[must_use]
+    pub fn lag(&self) -> u64 {
+        self.queues.iter().map(QueueLag::lag).sum()
+    }
+}

@@ -1,0 +1,344 @@
+//! One consumer group: who its members are, which queues each reads, what is done.
+//!
+//! It owns the group's progress: acknowledgements change the pure machine at once and storage in the same drain, one
+//! write for all that waited. Sessions read from storage by themselves. After a panic the progress is read back from
+//! storage, once every write handed over before has landed, and what was acknowledged but not yet handed over is
+//! applied again. Supervised like all actors.
+
+mod handle;
+mod messages;
+mod offsets;
+mod retry;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, WrapFuture};
+use cuemq_storage_api::{GroupName, QueueKey, Timestamp, TopicName, WriteBatch};
+
+pub(crate) use handle::GroupHandle;
+pub(crate) use messages::{Answer, GroupRequest, RetryRequest, Start};
+pub use messages::{GroupDescription, MemberDescription, QueueLag};
+
+use super::mailbox::{Drain, Inbox};
+use super::supervisor::fail_start;
+use crate::consumer::session::{Granted, Session};
+use crate::domain::assignment::AssignmentStrategy;
+use crate::domain::member::MemberId;
+use crate::domain::membership::{Lease, Membership, MembershipEffect, MembershipSettings};
+use crate::domain::retry::RetryPolicy;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{MAX_ACK_DRAIN, MAX_MEMBERS, MAX_SUBSCRIPTIONS, REVOKE_PATIENCE};
+use crate::settings::Flush;
+use crate::shared::Shared;
+use offsets::{Offsets, OffsetOwner};
+
+pub(crate) const KIND: &str = "group";
+
+pub(crate) struct GroupActor {
+    shared: Arc<Shared>,
+    group: GroupName,
+    name: Arc<str>,
+    inbox: Arc<Inbox<GroupRequest>>,
+    membership: Membership,
+    sessions: HashMap<MemberId, Joined>,
+    offsets: Offsets,
+    policy: RetryPolicy,
+    deadline: Option<actix::SpawnHandle>,
+    /// Leases of broadcasting members: one each, for all their queues.
+    next_broadcast_lease: u64,
+}
+
+struct Joined {
+    session: Arc<Session>,
+    topics: BTreeSet<TopicName>,
+    start: Start,
+    /// Of a broadcasting member.
+    lease: Lease,
+}
+
+impl Actor for GroupActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        self.load(ctx);
+    }
+}
+
+impl Supervised for GroupActor {
+    fn restarting(&mut self, ctx: &mut Context<Self>) {
+        self.deadline = None;
+        self.load(ctx);
+        if let Some(at) = self.membership.next_deadline() {
+            self.set_deadline(at, ctx);
+        }
+        if self.inbox.wake_after_restart() {
+            ctx.notify(Drain);
+        }
+    }
+}
+
+impl Handler<Drain> for GroupActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) {
+        for _ in 0..MAX_ACK_DRAIN {
+            let Some(request) = self.inbox.pop() else { break };
+            self.shared.probe(KIND, &self.name, request.name());
+            self.handle_request(request, ctx);
+        }
+        self.write_offsets();
+        if !self.inbox.rest() {
+            ctx.wait(tokio::task::yield_now().into_actor(self));
+            ctx.notify(Drain);
+        }
+    }
+}
+
+impl GroupActor {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        group: GroupName,
+        name: Arc<str>,
+        inbox: Arc<Inbox<GroupRequest>>,
+    ) -> Self {
+        let settings = MembershipSettings {
+            strategy: AssignmentStrategy::default(),
+            revoke_patience: REVOKE_PATIENCE,
+            max_members: MAX_MEMBERS,
+            max_subscriptions: MAX_SUBSCRIPTIONS,
+        };
+        let policy = RetryPolicy::default().at_most(shared.settings.max_redeliveries);
+        Self {
+            offsets: Offsets::new(group.clone()),
+            shared,
+            group,
+            name,
+            inbox,
+            membership: Membership::new(settings, Lease(0)),
+            sessions: HashMap::new(),
+            policy,
+            deadline: None,
+            next_broadcast_lease: 1,
+        }
+    }
+
+    /// Reads the progress back, once every write handed over before has landed. Nothing is handled meanwhile.
+    fn load(&mut self, ctx: &mut Context<Self>) {
+        let storage = self.shared.storage.clone();
+        let barrier = async move { storage.write_and_wait(WriteBatch::new(Timestamp::MIN), Flush::Buffered).await };
+        ctx.wait(barrier.into_actor(self).map(|_, actor, _| {
+            if let Err(error) = actor.offsets.reload(&actor.shared) {
+                fail_start(&error);
+            }
+        }));
+    }
+
+    fn handle_request(&mut self, request: GroupRequest, ctx: &mut Context<Self>) {
+        match request {
+            GroupRequest::Join { session, topics, start, reply } => {
+                let joined = self.join(session, topics, start, ctx);
+                let _ = reply.send(joined);
+            }
+            GroupRequest::Leave { member } => self.leave(&member, ctx),
+            GroupRequest::Released { queue, lease } => {
+                let mut effects = Vec::new();
+                // A holder that was fenced meanwhile has nothing to release.
+                if self.membership.released(&queue, lease, &mut effects).is_ok() {
+                    self.perform(effects, ctx);
+                }
+            }
+            GroupRequest::Acknowledge { member, queue, lease, ranges, reply } => {
+                let owner = self.owner(&member);
+                match self.check_lease(&member, &queue, lease) {
+                    Ok(()) => self.offsets.acknowledge(&self.shared, &OffsetOwner { queue, member: owner }, ranges, reply),
+                    Err(stale) => answer(reply, Err(stale)),
+                }
+            }
+            GroupRequest::Retry(request) => self.retry(request),
+            GroupRequest::Committed { queue, reply } => {
+                let _ = reply.send(Ok(self.offsets.committed(&OffsetOwner { queue, member: None })));
+            }
+            GroupRequest::Reset { queue, to, reply } => self.reset(queue, to, reply),
+            GroupRequest::Describe { reply } => {
+                let _ = reply.send(self.describe());
+            }
+            GroupRequest::TopicChanged { topic } => self.topic_changed(&topic, ctx),
+            GroupRequest::Close { why } => self.sessions.values().for_each(|joined| joined.session.close(&why)),
+        }
+    }
+
+    fn join(
+        &mut self,
+        session: Arc<Session>,
+        topics: BTreeSet<TopicName>,
+        start: Start,
+        ctx: &mut Context<Self>,
+    ) -> Result<()> {
+        let member = session.member.clone();
+        if self.sessions.contains_key(&member) {
+            let text = format!("group {} has a member {member} already: choose another name", self.group);
+            return Err(Error::new(ErrorKind::Exists, text));
+        }
+        if self.sessions.values().any(|joined| joined.session.broadcasting != session.broadcasting) {
+            let text = format!("group {} cannot mix clustering and broadcasting members: use two groups", self.group);
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
+        let (now, mut effects) = (self.shared.clock.now(), Vec::new());
+        let lease = Lease(self.next_broadcast_lease);
+        if session.broadcasting {
+            self.next_broadcast_lease += 1;
+        } else {
+            for topic in &topics {
+                if let Some(handle) = self.shared.topics.get(topic) {
+                    self.membership.set_topic(topic.clone(), handle.queue_count(), now, &mut effects);
+                }
+            }
+            let joined = self.membership.join(member.clone(), topics.clone(), now, &mut effects);
+            joined.map_err(|refused| Error::new(ErrorKind::Full, refused.to_string()))?;
+        }
+        let broadcasting = session.broadcasting;
+        self.sessions.insert(member.clone(), Joined { session, topics, start, lease });
+        if broadcasting {
+            self.grant_everything(&member)?;
+        }
+        self.perform(effects, ctx);
+        Ok(())
+    }
+
+    fn leave(&mut self, member: &MemberId, ctx: &mut Context<Self>) {
+        let mut effects = Vec::new();
+        if self.sessions.remove(member).is_some() {
+            self.membership.leave(member, self.shared.clock.now(), &mut effects);
+            self.perform(effects, ctx);
+        }
+    }
+
+    fn topic_changed(&mut self, topic: &TopicName, ctx: &mut Context<Self>) {
+        let (now, mut effects) = (self.shared.clock.now(), Vec::new());
+        match self.shared.topics.get(topic) {
+            Some(handle) => self.membership.set_topic(topic.clone(), handle.queue_count(), now, &mut effects),
+            None => self.membership.remove_topic(topic, now, &mut effects),
+        }
+        self.perform(effects, ctx);
+    }
+
+    fn perform(&mut self, effects: Vec<MembershipEffect>, ctx: &mut Context<Self>) {
+        for effect in effects {
+            match effect {
+                MembershipEffect::Grant { member, queue, lease } => self.grant(&member, queue, lease),
+                MembershipEffect::Revoke { member, queue, lease } => {
+                    let free = self.sessions.get(&member).is_none_or(|joined| joined.session.revoke(&queue, lease));
+                    let mut more = Vec::new();
+                    if free && self.membership.released(&queue, lease, &mut more).is_ok() {
+                        self.perform(more, ctx);
+                    }
+                }
+                MembershipEffect::Fence { member, queue, lease } => {
+                    tracing::warn!(group = %self.group, %member, %queue, "a member kept a revoked queue too long");
+                    if let Some(joined) = self.sessions.get(&member) {
+                        joined.session.fence(&queue, lease);
+                    }
+                }
+                MembershipEffect::Deadline { at } => self.set_deadline(at, ctx),
+            }
+        }
+    }
+
+    fn set_deadline(&mut self, at: Timestamp, ctx: &mut Context<Self>) {
+        if let Some(earlier) = self.deadline.take() {
+            ctx.cancel_future(earlier);
+        }
+        let sleep = self.shared.clock.sleep_until(at).into_actor(self).map(|(), actor, ctx| {
+            actor.shared.probe(KIND, &actor.name, "Deadline");
+            let mut effects = Vec::new();
+            actor.membership.expire(actor.shared.clock.now(), &mut effects);
+            actor.perform(effects, ctx);
+            actor.write_offsets();
+        });
+        self.deadline = Some(ctx.spawn(sleep));
+    }
+
+    fn grant(&mut self, member: &MemberId, queue: QueueKey, lease: Lease) {
+        let Some(joined) = self.sessions.get(member) else { return };
+        let (session, start) = (Arc::clone(&joined.session), joined.start);
+        let owner = OffsetOwner { queue: queue.clone(), member: self.owner(member) };
+        let granted = self.offsets.open(&self.shared, &owner, start).and_then(|progress| {
+            let tail = self.shared.storage.tail(&queue)?;
+            Ok(Granted { key: queue.clone(), lease, tail, progress })
+        });
+        match granted {
+            Ok(granted) => session.grant(granted),
+            Err(error) => {
+                tracing::error!(group = %self.group, %queue, %error, "a queue's progress cannot be read");
+                session.close(&error.to_string());
+            }
+        }
+    }
+
+    fn grant_everything(&mut self, member: &MemberId) -> Result<()> {
+        let Some(joined) = self.sessions.get(member) else { return Ok(()) };
+        let (lease, topics) = (joined.lease, joined.topics.clone());
+        for topic in topics {
+            let Some(handle) = self.shared.topics.get(&topic) else { continue };
+            for queue in handle.queues() {
+                self.grant(member, queue.key().clone(), lease);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whose progress a member's acknowledgements change: its own when broadcasting, else the group's.
+    fn owner(&self, member: &MemberId) -> Option<MemberId> {
+        let broadcasting = self.sessions.get(member).is_some_and(|joined| joined.session.broadcasting);
+        broadcasting.then(|| member.clone())
+    }
+
+    fn check_lease(&self, member: &MemberId, queue: &QueueKey, lease: Lease) -> Result<()> {
+        let valid = match self.sessions.get(member) {
+            Some(joined) if joined.session.broadcasting => joined.lease == lease,
+            Some(_) => self.membership.check(queue, lease).is_ok(),
+            None => false,
+        };
+        if valid {
+            return Ok(());
+        }
+        let text = format!("queue {queue} no longer belongs to member {member}: the message will be delivered again");
+        Err(Error::new(ErrorKind::Stale, text))
+    }
+
+    fn reset(&mut self, queue: QueueKey, to: cuemq_storage_api::QueueOffset, reply: Answer<()>) {
+        if let Some(holding) = self.membership.holding(&queue) {
+            let text = format!("member {} reads queue {queue}: let it leave before a reset", holding.member);
+            let _ = reply.send(Err(Error::new(ErrorKind::Conflict, text)));
+            return;
+        }
+        self.offsets.reset(&OffsetOwner { queue, member: None }, to, reply);
+    }
+
+    fn describe(&self) -> Result<GroupDescription> {
+        let describe = |joined: &Joined| MemberDescription {
+            member: joined.session.member.to_string(),
+            queues: joined.session.queues(),
+        };
+        let mut members: Vec<_> = self.sessions.values().map(describe).collect();
+        members.sort_by(|a, b| a.member.cmp(&b.member));
+        Ok(GroupDescription { members, queues: self.offsets.lags(&self.shared)? })
+    }
+
+    fn write_offsets(&mut self) {
+        let Some((batch, replies)) = self.offsets.take_batch(self.shared.clock.now()) else { return };
+        self.shared.storage.write(batch, Flush::Buffered, move |result| {
+            for reply in replies {
+                answer(Some(reply), result.as_ref().map(|_| ()).map_err(|error| error.get()));
+            }
+        });
+    }
+}
+
+/// Answers somebody who may have gone away.
+fn answer<T>(reply: Option<Answer<T>>, result: Result<T>) {
+    if let Some(reply) = reply {
+        let _ = reply.send(result);
+    }
+}

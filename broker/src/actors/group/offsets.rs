@@ -1,0 +1,189 @@
+//! The group's progress in memory, and what of it has yet to be written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Timestamp, WriteBatch};
+
+use super::Start;
+use super::messages::{Answer, QueueLag};
+use crate::domain::member::MemberId;
+use crate::domain::progress::Progress;
+use crate::error::{Error, ErrorKind, Result};
+use crate::shared::Shared;
+use crate::storage::scan_rows;
+use crate::tables::consumer_offset::{self, ConsumerOffsetRow};
+
+/// Whose progress in which queue; `member` only in broadcasting groups.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct OffsetOwner {
+    pub(super) queue: QueueKey,
+    pub(super) member: Option<MemberId>,
+}
+
+pub(super) struct Offsets {
+    group: GroupName,
+    progress: BTreeMap<OffsetOwner, Progress>,
+    changed: BTreeSet<OffsetOwner>,
+    /// What changed since the last write, to be applied again to what a restart reads back.
+    unwritten: Vec<Change>,
+    replies: Vec<Answer<()>>,
+}
+
+enum Change {
+    Done(OffsetOwner, Range<QueueOffset>),
+    Reset(OffsetOwner, QueueOffset),
+}
+
+impl Offsets {
+    pub(super) fn new(group: GroupName) -> Self {
+        let (progress, changed) = (BTreeMap::new(), BTreeSet::new());
+        Self { group, progress, changed, unwritten: Vec::new(), replies: Vec::new() }
+    }
+
+    /// Reads everything back from storage and applies what was not written yet. What lies above the end of its queue
+    /// is cut off before anything new is appended (promise P6).
+    pub(super) fn reload(&mut self, shared: &Shared) -> Result<()> {
+        self.progress.clear();
+        let engine = shared.storage.engine();
+        let keys = consumer_offset::keys_of_group(&self.group);
+        let (group, progress_of, changed) = (&self.group, &mut self.progress, &mut self.changed);
+        scan_rows::<Error>(&**engine, &consumer_offset::TABLE, &keys.start, Some(&keys.end), usize::MAX, |key, row| {
+            let (key, row) = (consumer_offset::decode_key(key)?, ConsumerOffsetRow::decode(row)?);
+            let end = engine.bounds(&key.queue)?.end;
+            let (progress, clamped) = Progress::recover(row.committed, row.acked, end);
+            let owner = OffsetOwner { queue: key.queue, member: key.member };
+            if let Some(clamped) = clamped {
+                tracing::warn!(%group, queue = %owner.queue, ?clamped, "a committed offset lay above the log's end");
+                changed.insert(owner.clone());
+            }
+            progress_of.insert(owner, progress);
+            Ok(())
+        })?;
+        let unwritten = std::mem::take(&mut self.unwritten);
+        for change in unwritten {
+            self.apply(shared, change)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, shared: &Shared, change: Change) -> Result<()> {
+        let owner = match &change {
+            Change::Reset(owner, to) => {
+                self.progress.entry(owner.clone()).or_default().reset(*to);
+                owner
+            }
+            Change::Done(owner, range) => {
+                let progress = self.progress.entry(owner.clone()).or_default();
+                if progress.ack_range(range.clone()).is_err() {
+                    let min = shared.storage.engine().bounds(&owner.queue)?.start;
+                    if range.end > min {
+                        let text = format!("offset {} of queue {} was never delivered", range.end, owner.queue);
+                        return Err(Error::new(ErrorKind::OutOfRange, text));
+                    }
+                    // Expired before the group read it: retention's word is final.
+                    progress.commit(min);
+                }
+                owner
+            }
+        };
+        self.changed.insert(owner.clone());
+        self.unwritten.push(change);
+        Ok(())
+    }
+
+    pub(super) fn acknowledge(
+        &mut self,
+        shared: &Shared,
+        owner: &OffsetOwner,
+        ranges: Vec<Range<QueueOffset>>,
+        reply: Option<Answer<()>>,
+    ) {
+        for range in ranges {
+            if let Err(error) = self.apply(shared, Change::Done(owner.clone(), range)) {
+                super::answer(reply, Err(error));
+                return;
+            }
+        }
+        self.replies.extend(reply);
+    }
+
+    /// Adds an acknowledgement to a batch that does more, such as storing the copy for a retry.
+    pub(super) fn acknowledge_in(
+        &mut self,
+        shared: &Shared,
+        owner: &OffsetOwner,
+        offset: QueueOffset,
+        batch: &mut WriteBatch,
+    ) -> Result<()> {
+        self.apply(shared, Change::Done(owner.clone(), offset..offset.plus(1)))?;
+        self.put_row(owner, batch);
+        Ok(())
+    }
+
+    pub(super) fn reset(&mut self, owner: &OffsetOwner, to: QueueOffset, reply: Answer<()>) {
+        self.progress.entry(owner.clone()).or_default().reset(to);
+        self.changed.insert(owner.clone());
+        self.unwritten.push(Change::Reset(owner.clone(), to));
+        self.replies.push(reply);
+    }
+
+    pub(super) fn committed(&self, owner: &OffsetOwner) -> Option<QueueOffset> {
+        self.progress.get(owner).map(Progress::committed)
+    }
+
+    /// The progress a member begins with; chosen by `start` and remembered when the group never read the queue.
+    pub(super) fn open(&mut self, shared: &Shared, owner: &OffsetOwner, start: Start) -> Result<Progress> {
+        let engine = shared.storage.engine();
+        let bounds = engine.bounds(&owner.queue)?;
+        if !self.progress.contains_key(owner) {
+            let first = match start {
+                Start::Earliest => bounds.start,
+                Start::Latest => shared.storage.tail(&owner.queue)?.visible(),
+                Start::At(at) => engine.offset_at(&owner.queue, at)?,
+            };
+            self.progress.insert(owner.clone(), Progress::starting_at(first));
+            self.changed.insert(owner.clone());
+            self.unwritten.push(Change::Reset(owner.clone(), first));
+        }
+        let progress = self.progress.entry(owner.clone()).or_default();
+        if progress.commit(bounds.start) {
+            tracing::warn!(group = %self.group, queue = %owner.queue, min = %bounds.start, "messages expired unread");
+            self.changed.insert(owner.clone());
+        }
+        Ok(progress.clone())
+    }
+
+    /// Everything that changed since the last write, and who waits for it.
+    pub(super) fn take_batch(&mut self, now: Timestamp) -> Option<(WriteBatch, Vec<Answer<()>>)> {
+        let replies = std::mem::take(&mut self.replies);
+        if self.changed.is_empty() && replies.is_empty() {
+            return None;
+        }
+        let mut batch = WriteBatch::new(now);
+        for owner in std::mem::take(&mut self.changed) {
+            self.put_row(&owner, &mut batch);
+        }
+        self.unwritten.clear();
+        Some((batch, replies))
+    }
+
+    fn put_row(&self, owner: &OffsetOwner, batch: &mut WriteBatch) {
+        if let Some(progress) = self.progress.get(owner) {
+            let key = consumer_offset::key(&self.group, &owner.queue, owner.member.as_ref());
+            batch.put(&consumer_offset::TABLE, key, ConsumerOffsetRow::of(progress).encode());
+        }
+    }
+
+    pub(super) fn lags(&self, shared: &Shared) -> Result<Vec<QueueLag>> {
+        let lag = |(owner, progress): (&OffsetOwner, &Progress)| {
+            Ok(QueueLag {
+                queue: owner.queue.clone(),
+                member: owner.member.as_ref().map(ToString::to_string),
+                committed: progress.committed(),
+                end: shared.storage.tail(&owner.queue)?.visible(),
+            })
+        };
+        self.progress.iter().map(lag).collect()
+    }
+}

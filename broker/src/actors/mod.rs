@@ -1,0 +1,18 @@
+//! The actors: each receives typed messages, asks a pure machine, and performs what it decides.
+//!
+//! ```text
+//! root ─┬─ topic ──── queue, queue, ...      one per topic and queue
+//!       ├─ group, group, ...                 one per consumer group
+//!       ├─ delay scheduler
+//!       └─ transaction checker
+//! ```
+
+pub(crate) mod delay;
+pub(crate) mod gateway;
+pub(crate) mod group;
+pub(crate) mod mailbox;
+pub(crate) mod queue;
+pub(crate) mod root;
+pub(crate) mod supervisor;
+pub(crate) mod topic;
+pub(crate) mod transaction;

@@ -1,0 +1,297 @@
+//! The guardian: creates and deletes topics, creates groups, and keeps the list of both in storage.
+//!
+//! Its changes follow each other: the next one begins when the last one is stored. Supervised like all actors; after
+//! a restart it starts whatever storage has and the registry lacks.
+
+use std::sync::Arc;
+
+use actix::{
+    Actor, ActorFutureExt, AsyncContext, AtomicResponse, Context, Handler, Message, Supervised, WrapFuture,
+};
+use cuemq_storage_api::{GroupName, Timestamp, TopicName, WriteBatch};
+
+use super::delay::undeliverable;
+use super::group::{GroupHandle, GroupRequest};
+use super::supervisor::{Identity, fail_start};
+use super::topic::TopicHandle;
+use super::transaction::given_up_topic;
+use crate::domain::assignment::AssignmentStrategy;
+use crate::domain::retry::RetryPolicy;
+use crate::domain::routing::QueueCount;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{MAX_GROUPS, MAX_QUEUES_PER_TOPIC, MAX_TOPICS};
+use crate::settings::Flush;
+use crate::shared::Shared;
+use crate::storage::scan_rows;
+use crate::tables::group::{self, GroupRow};
+use crate::tables::topic::{self, TopicRow};
+
+pub(crate) const KIND: &str = "root";
+
+#[derive(Debug)]
+pub(crate) struct RootActor {
+    shared: Arc<Shared>,
+    ready: Option<tokio::sync::oneshot::Sender<Result<()>>>,
+}
+
+/// Gives a topic's handle, creating the topic if it is not there.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Arc<TopicHandle>>")]
+pub(crate) struct CreateTopic {
+    pub(crate) name: TopicName,
+    pub(crate) queues: u32,
+    pub(crate) flush: Option<Flush>,
+    /// Whether a topic that is there already is an error.
+    pub(crate) must_be_new: bool,
+}
+
+/// Forgets a topic and its messages.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<()>")]
+pub(crate) struct DeleteTopic {
+    pub(crate) name: TopicName,
+}
+
+/// Gives a group's handle, creating the group with its retry and dead-letter topics if it is not there.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Arc<GroupHandle>>")]
+pub(crate) struct EnsureGroup {
+    pub(crate) name: GroupName,
+    pub(crate) broadcasting: bool,
+}
+
+impl RootActor {
+    /// Starts the root; `ready` hears when everything that storage has is running.
+    pub(crate) fn start(
+        shared: &Arc<Shared>,
+        ready: tokio::sync::oneshot::Sender<Result<()>>,
+    ) -> actix::Addr<Self> {
+        let (for_make, identity) = (Arc::clone(shared), Identity::new(KIND, "root"));
+        let make = move || Self { shared: for_make, ready: Some(ready) };
+        shared.supervision.start(shared.arbiters.control(), identity, make, || {})
+    }
+
+    /// Starts what storage has and the registry lacks.
+    fn restore(&self) -> Result<()> {
+        let engine = self.shared.storage.engine();
+        let mut topics = Vec::new();
+        scan_rows::<Error>(&**engine, &topic::TABLE, &[], None, usize::MAX, |key, row| {
+            topics.push((topic::decode_key(key)?, TopicRow::decode(row)?));
+            Ok(())
+        })?;
+        for (name, row) in topics {
+            if self.shared.topics.get(&name).is_none() {
+                self.start_topic(name, &row)?;
+            }
+        }
+        let mut groups = Vec::new();
+        scan_rows::<Error>(&**engine, &group::TABLE, &[], None, usize::MAX, |key, _| {
+            groups.push(group::decode_key(key)?);
+            Ok(())
+        })?;
+        for name in groups {
+            if self.shared.groups.get(&name).is_none() {
+                self.start_group(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn start_topic(&self, name: TopicName, row: &TopicRow) -> Result<Arc<TopicHandle>> {
+        let flush = match row.durable_ack {
+            Some(true) => Flush::Durable,
+            Some(false) => Flush::Buffered,
+            None => self.shared.settings.flush,
+        };
+        let handle = Arc::new(TopicHandle::start(&self.shared, name.clone(), row.queues, flush)?);
+        self.shared.topics.insert(name.clone(), Arc::clone(&handle));
+        for (_, group) in self.shared.groups.all() {
+            group.post(GroupRequest::TopicChanged { topic: name.clone() });
+        }
+        Ok(handle)
+    }
+
+    fn start_group(&self, name: GroupName) -> Arc<GroupHandle> {
+        let handle = Arc::new(GroupHandle::start(&self.shared, name.clone()));
+        self.shared.groups.insert(name, Arc::clone(&handle));
+        handle
+    }
+
+    /// Adds the row of a topic to a batch, unless the topic is there.
+    fn put_topic(&self, name: &TopicName, queues: QueueCount, flush: Option<Flush>, batch: &mut WriteBatch) -> TopicRow {
+        let durable_ack = flush.map(|flush| flush == Flush::Durable);
+        let row = TopicRow { queues, durable_ack, created_at: batch.stored_at() };
+        if self.shared.topics.get(name).is_none() {
+            batch.put(&topic::TABLE, topic::key(name), row.encode());
+        }
+        row
+    }
+
+    fn ensure_running(&self, name: TopicName, row: &TopicRow) -> Result<Arc<TopicHandle>> {
+        match self.shared.topics.get(&name) {
+            Some(handle) => Ok(handle),
+            None => self.start_topic(name, row),
+        }
+    }
+}
+
+impl Actor for RootActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        // After a restart `ready` is gone already.
+        let restored = self.restore();
+        let mut batch = WriteBatch::new(self.shared.clock.now());
+        let system = [undeliverable(), given_up_topic()];
+        let rows = system.map(|name| {
+            let row = self.put_topic(&name, QueueCount::ONE, Some(Flush::Durable), &mut batch);
+            (name, row)
+        });
+        let storage = self.shared.storage.clone();
+        let ready = async move {
+            restored?;
+            if !batch.is_empty() {
+                storage.write_and_wait(batch, Flush::Durable).await?;
+            }
+            Ok(())
+        };
+        ctx.wait(ready.into_actor(self).map(|stored: Result<()>, actor, _| {
+            let running = stored.and_then(|()| {
+                rows.into_iter().try_for_each(|(name, row)| actor.ensure_running(name, &row).map(|_| ()))
+            });
+            match actor.ready.take() {
+                // Whoever opens the broker may have given up.
+                Some(ready) => drop(ready.send(running)),
+                None => {
+                    if let Err(error) = running {
+                        fail_start(&error);
+                    }
+                }
+            }
+        }));
+    }
+}
+
+impl Supervised for RootActor {
+    fn restarting(&mut self, _: &mut Context<Self>) {
+        if let Err(error) = self.restore() {
+            fail_start(&error);
+        }
+    }
+}
+
+impl Handler<CreateTopic> for RootActor {
+    type Result = AtomicResponse<Self, Result<Arc<TopicHandle>>>;
+
+    fn handle(&mut self, m: CreateTopic, _: &mut Context<Self>) -> Self::Result {
+        self.shared.probe(KIND, "root", "CreateTopic");
+        let existing = self.shared.topics.get(&m.name);
+        let checked = check_new_topic(&m, existing.as_deref(), self.shared.topics.len());
+        let mut batch = WriteBatch::new(self.shared.clock.now());
+        let row = checked.map(|queues| self.put_topic(&m.name, queues, m.flush, &mut batch));
+        let storage = self.shared.storage.clone();
+        let stored = async move {
+            let row = row?;
+            if !batch.is_empty() {
+                storage.write_and_wait(batch, Flush::Durable).await?;
+            }
+            Ok(row)
+        };
+        let started = move |row: Result<TopicRow>, actor: &mut Self, _: &mut Context<Self>| {
+            actor.ensure_running(m.name, &row?)
+        };
+        AtomicResponse::new(Box::pin(stored.into_actor(self).map(started)))
+    }
+}
+
+fn check_new_topic(m: &CreateTopic, existing: Option<&TopicHandle>, topics: usize) -> Result<QueueCount> {
+    if m.queues == 0 || m.queues > MAX_QUEUES_PER_TOPIC {
+        let text = format!("topic {} with {} queues: use 1 to {MAX_QUEUES_PER_TOPIC}", m.name, m.queues);
+        return Err(Error::new(ErrorKind::Invalid, text));
+    }
+    if existing.is_some() && m.must_be_new {
+        return Err(Error::new(ErrorKind::Exists, format!("topic {} exists already: use it, or delete it first", m.name)));
+    }
+    if existing.is_none() && topics >= MAX_TOPICS {
+        let text = format!("the broker has {topics} topics, its limit: delete some that are not needed");
+        return Err(Error::new(ErrorKind::Full, text));
+    }
+    Ok(QueueCount::new(m.queues)?)
+}
+
+impl Handler<DeleteTopic> for RootActor {
+    type Result = AtomicResponse<Self, Result<()>>;
+
+    fn handle(&mut self, m: DeleteTopic, _: &mut Context<Self>) -> Self::Result {
+        self.shared.probe(KIND, "root", "DeleteTopic");
+        let (storage, now) = (self.shared.storage.clone(), self.shared.clock.now());
+        let removed = self.shared.topics.remove(&m.name);
+        if let Some(handle) = &removed {
+            handle.close();
+            for (_, group) in self.shared.groups.all() {
+                group.post(GroupRequest::TopicChanged { topic: m.name.clone() });
+            }
+        }
+        let stored = async move {
+            let Some(handle) = removed else {
+                return Err(Error::new(ErrorKind::UnknownTopic, format!("topic {} does not exist", m.name)));
+            };
+            // What was handed over before lands first; then the batch below forgets it.
+            storage.write_and_wait(WriteBatch::new(Timestamp::MIN), Flush::Buffered).await?;
+            let mut batch = WriteBatch::new(now);
+            batch.delete(&topic::TABLE, topic::key(&m.name));
+            for queue in handle.queues() {
+                let end = storage.engine().bounds(queue.key())?.end;
+                batch.trim(queue.key(), end);
+            }
+            storage.write_and_wait(batch, Flush::Durable).await?;
+            Ok(())
+        };
+        AtomicResponse::new(Box::pin(stored.into_actor(self)))
+    }
+}
+
+impl Handler<EnsureGroup> for RootActor {
+    type Result = AtomicResponse<Self, Result<Arc<GroupHandle>>>;
+
+    fn handle(&mut self, m: EnsureGroup, _: &mut Context<Self>) -> Self::Result {
+        self.shared.probe(KIND, "root", "EnsureGroup");
+        let now = self.shared.clock.now();
+        let existing = self.shared.groups.get(&m.name);
+        let full = existing.is_none() && self.shared.groups.len() >= MAX_GROUPS;
+        let mut batch = WriteBatch::new(now);
+        let system = [TopicName::retry_of(&m.name), TopicName::dead_letter_of(&m.name)];
+        let rows = system.map(|name| {
+            let row = self.put_topic(&name, QueueCount::ONE, Some(Flush::Buffered), &mut batch);
+            (name, row)
+        });
+        if existing.is_none() {
+            let row = GroupRow {
+                broadcasting: m.broadcasting,
+                strategy: AssignmentStrategy::default(),
+                retry: RetryPolicy::default(),
+                created_at: now,
+            };
+            batch.put(&group::TABLE, group::key(&m.name), row.encode());
+        }
+        let storage = self.shared.storage.clone();
+        let stored = async move {
+            if full {
+                let text = format!("the broker has {MAX_GROUPS} groups, its limit: use an existing one");
+                return Err(Error::new(ErrorKind::Full, text));
+            }
+            if !batch.is_empty() {
+                storage.write_and_wait(batch, Flush::Durable).await?;
+            }
+            Ok(())
+        };
+        let started = move |stored: Result<()>, actor: &mut Self, _: &mut Context<Self>| {
+            stored?;
+            for (name, row) in rows {
+                actor.ensure_running(name, &row)?;
+            }
+            Ok(existing.unwrap_or_else(|| actor.start_group(m.name)))
+        };
+        AtomicResponse::new(Box::pin(stored.into_actor(self).map(started)))
+    }
+}

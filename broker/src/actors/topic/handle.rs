@@ -1,0 +1,108 @@
+//! The way to a topic: its settings, its queues' handles, and the actor for what spans several queues.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use actix::Addr;
+use cuemq_storage_api::{QueueId, QueueKey, StorageError, TopicName};
+
+use super::{KIND, SpanRequest, TopicActor};
+use crate::actors::mailbox::Inbox;
+use crate::actors::queue::QueueHandle;
+use crate::actors::supervisor::Identity;
+use crate::domain::routing::{QueueCount, RoundRobin};
+use crate::error::{Error, ErrorKind, Result};
+use crate::settings::Flush;
+use crate::shared::Shared;
+
+/// Shared by everybody who sends to or reads from the topic.
+#[derive(Debug)]
+pub(crate) struct TopicHandle {
+    name: TopicName,
+    flush: Flush,
+    queues: Vec<QueueHandle>,
+    inbox: Arc<Inbox<SpanRequest>>,
+    address: Addr<TopicActor>,
+    count: QueueCount,
+    round_robin: Mutex<RoundRobin>,
+}
+
+impl TopicHandle {
+    /// Starts the topic's actor and one for each queue.
+    pub(crate) fn start(
+        shared: &Arc<Shared>,
+        name: TopicName,
+        count: QueueCount,
+        flush: Flush,
+    ) -> std::result::Result<Self, StorageError> {
+        let start_queue = |id| QueueHandle::start(shared, QueueKey::new(name.clone(), id), flush);
+        let queues = count.ids().map(start_queue).collect::<std::result::Result<Vec<_>, StorageError>>()?;
+        let inbox = Inbox::new();
+        let identity = Identity::new(KIND, &name);
+        let actor = TopicActor {
+            shared: Arc::clone(shared),
+            name: Arc::clone(&identity.name),
+            flush,
+            inbox: Arc::clone(&inbox),
+        };
+        let abandoned = Arc::clone(&inbox);
+        let orphaned = move || refuse_all(&abandoned, "its topic has failed");
+        let address = shared.supervision.start(shared.arbiters.carrier(), identity, move || actor, orphaned);
+        Ok(Self { name, flush, queues, inbox, address, count, round_robin: Mutex::default() })
+    }
+
+    pub(crate) fn name(&self) -> &TopicName {
+        &self.name
+    }
+
+    pub(crate) fn flush(&self) -> Flush {
+        self.flush
+    }
+
+    pub(crate) fn queues(&self) -> &[QueueHandle] {
+        &self.queues
+    }
+
+    pub(crate) fn queue_count(&self) -> QueueCount {
+        self.count
+    }
+
+    /// One queue by number.
+    pub(crate) fn queue(&self, id: QueueId) -> Result<&QueueHandle> {
+        self.queues.get(id.get() as usize).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Invalid,
+                format!("topic {} has queues 0 to {}, not {id}", self.name, self.queues.len().saturating_sub(1)),
+            )
+        })
+    }
+
+    /// The queue for a message: by its sharding key, or in turn (RocketMQ's round robin).
+    pub(crate) fn choose(&self, sharding_key: Option<&str>) -> &QueueHandle {
+        let mut round_robin = self.round_robin.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = round_robin.route(sharding_key, self.count);
+        &self.queues[id.get() as usize]
+    }
+
+    /// Hands over a batch that spans queues.
+    pub(crate) fn append_across(&self, request: SpanRequest) {
+        if let Err(request) = self.inbox.push(request, &self.address) {
+            request.refuse(gone("its topic is closed"));
+        }
+    }
+
+    /// Refuses what waits and whatever comes: the topic is deleted.
+    pub(crate) fn close(&self) {
+        refuse_all(&self.inbox, "its topic was deleted");
+        self.queues.iter().for_each(QueueHandle::close);
+    }
+}
+
+fn refuse_all(inbox: &Inbox<SpanRequest>, why: &str) {
+    for request in inbox.close() {
+        request.refuse(gone(why));
+    }
+}
+
+fn gone(why: &str) -> Error {
+    Error::new(ErrorKind::NotStored, format!("the batch was not stored: {why}"))
+}

@@ -1,0 +1,74 @@
+//! One topic: owns its queues and the writes that span several of them.
+//!
+//! A message with an order key goes to its queue's actor. A batch whose messages belong to several queues is one
+//! atomic write, made here. Supervised by the root's supervision; a restart loses nothing, because the queues are
+//! actors of their own and the topic's settings are in storage.
+
+mod handle;
+mod messages;
+
+use std::sync::Arc;
+
+use actix::{Actor, AsyncContext, Context, Handler, Supervised, WrapFuture};
+use cuemq_storage_api::{QueueKey, Record, WriteBatch};
+
+pub(crate) use handle::TopicHandle;
+pub(crate) use messages::SpanRequest;
+
+use super::mailbox::{Drain, Inbox};
+use crate::limits::YIELD_AFTER;
+use crate::settings::Flush;
+use crate::shared::Shared;
+
+pub(crate) const KIND: &str = "topic";
+
+#[derive(Debug)]
+pub(crate) struct TopicActor {
+    shared: Arc<Shared>,
+    name: Arc<str>,
+    flush: Flush,
+    inbox: Arc<Inbox<SpanRequest>>,
+}
+
+impl Actor for TopicActor {
+    type Context = Context<Self>;
+}
+
+impl Supervised for TopicActor {
+    fn restarting(&mut self, ctx: &mut Context<Self>) {
+        if self.inbox.wake_after_restart() {
+            ctx.notify(Drain);
+        }
+    }
+}
+
+impl Handler<Drain> for TopicActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) {
+        for _ in 0..YIELD_AFTER {
+            let Some(request) = self.inbox.pop() else { return };
+            self.shared.probe(KIND, &self.name, "AppendAcross");
+            self.append_across(request);
+        }
+        if !self.inbox.rest() {
+            ctx.wait(tokio::task::yield_now().into_actor(self));
+            ctx.notify(Drain);
+        }
+    }
+}
+
+impl TopicActor {
+    fn append_across(&self, request: SpanRequest) {
+        let mut batch = WriteBatch::new(self.shared.clock.now());
+        let (parts, waiting) = request.split();
+        for (queue, records) in parts {
+            batch.append_all(&queue, records);
+        }
+        let store_id = self.shared.store_id;
+        self.shared.storage.write(batch, self.flush, move |result| waiting.answer(store_id, &result));
+    }
+}
+
+/// Records of one batch by queue, queues in the order of their first record.
+pub(crate) type Parts = Vec<(QueueKey, Vec<Record>)>;

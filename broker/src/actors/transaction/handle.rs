@@ -1,0 +1,55 @@
+//! The way to the transaction checker.
+
+use std::sync::Arc;
+
+use actix::Addr;
+use tokio::sync::oneshot;
+
+use super::{BeginRequest, KIND, TransactionActor, TransactionCommand};
+use crate::actors::group::Answer;
+use crate::actors::mailbox::Inbox;
+use crate::actors::supervisor::Identity;
+use crate::error::{Error, Result};
+use crate::shared::Shared;
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct TransactionHandle {
+    inbox: Arc<Inbox<TransactionCommand>>,
+    address: Addr<TransactionActor>,
+}
+
+impl TransactionHandle {
+    pub(super) fn new(inbox: Arc<Inbox<TransactionCommand>>, address: Addr<TransactionActor>) -> Self {
+        Self { inbox, address }
+    }
+
+    pub(crate) fn start(shared: &Arc<Shared>) -> Self {
+        let inbox = Inbox::new();
+        let (for_actor, abandoned, for_make) = (Arc::clone(&inbox), Arc::clone(&inbox), Arc::clone(shared));
+        let make = move || TransactionActor::new(for_make, for_actor);
+        // Dropped requests tell their askers that the outcome is unknown.
+        let orphaned = move || drop(abandoned.close());
+        let identity = Identity::new(KIND, "checker");
+        let address = shared.supervision.start(shared.arbiters.control(), identity, make, orphaned);
+        Self { inbox, address }
+    }
+
+    /// Hands a command over. A checker that is given up answers nothing: its askers learn that by their dropped reply.
+    pub(crate) fn post(&self, command: TransactionCommand) {
+        if let Err(command) = self.inbox.push(command, &self.address) {
+            tracing::debug!(command = command.name(), "a command came after the transaction checker had ended");
+        }
+    }
+
+    /// Asks and waits for the answer.
+    pub(crate) async fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> TransactionCommand) -> Result<T> {
+        let (sender, receiver) = oneshot::channel();
+        self.post(command(sender));
+        receiver.await.unwrap_or_else(|_| Err(Error::lost("the transaction's request")))
+    }
+
+    pub(crate) fn begin(&self, request: BeginRequest) {
+        self.post(TransactionCommand::Begin(Box::new(request)));
+    }
+}

@@ -1,0 +1,358 @@
+//! The transaction checker: stores half messages, carries out decisions, asks back where there is none.
+//!
+//! A half message is a row of a table and nothing else, so no consumer can see it. A decision is one batch: append to
+//! the real queue, delete the half, remember the outcome. Both survive a restart, after which the machine is built
+//! anew from the rows. Supervised like all actors.
+
+mod handle;
+mod messages;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, Supervised, WrapFuture};
+use cuemq_storage_api::{QueueId, QueueKey, Timestamp, TopicName, WriteBatch};
+
+pub(crate) use handle::TransactionHandle;
+pub(crate) use messages::{BeginRequest, Checker, TransactionCommand};
+
+use super::mailbox::{Drain, Inbox};
+use super::supervisor::fail_start;
+use crate::actors::group::Answer;
+use crate::domain::transaction::{
+    Decision, EndRefused, Ending, TransactionEffect, TransactionId, TransactionSettings, Transactions,
+};
+use crate::error::{Error, ErrorKind, Result, SharedError};
+use crate::limits::{MAX_HALF_MESSAGES, YIELD_AFTER};
+use crate::message::{MessageId, Receipt};
+use crate::settings::{BrokerSettings, Flush};
+use crate::shared::Shared;
+use crate::storage::{WriteResult, scan_rows};
+use crate::tables::half_message::{self, HalfMessageRow};
+use crate::tables::transaction_outcome::{self, TransactionOutcomeRow};
+
+pub(crate) const KIND: &str = "transaction";
+/// Checks and forgettings in one go.
+const MAX_TICK_EFFECTS: usize = 256;
+
+pub(crate) struct TransactionActor {
+    shared: Arc<Shared>,
+    /// Its own handle, through which writes and checks report back; set when it starts.
+    me: Option<TransactionHandle>,
+    inbox: Arc<Inbox<TransactionCommand>>,
+    machine: Transactions,
+    /// Who waits for the decision of a transaction to be stored.
+    waiting: HashMap<TransactionId, Vec<Answer<Option<Receipt>>>>,
+    checkers: Vec<Arc<dyn Checker>>,
+    next_checker: usize,
+    alarm: Option<(Timestamp, SpawnHandle)>,
+}
+
+impl Actor for TransactionActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        self.me = Some(TransactionHandle::new(Arc::clone(&self.inbox), ctx.address()));
+        self.load(ctx);
+    }
+}
+
+impl Supervised for TransactionActor {
+    fn restarting(&mut self, ctx: &mut Context<Self>) {
+        self.alarm = None;
+        self.load(ctx);
+        if self.inbox.wake_after_restart() {
+            ctx.notify(Drain);
+        }
+    }
+}
+
+impl Handler<Drain> for TransactionActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) {
+        for _ in 0..YIELD_AFTER {
+            let Some(command) = self.inbox.pop() else { break };
+            self.shared.probe(KIND, "checker", command.name());
+            self.handle_command(command);
+        }
+        self.set_alarm(ctx);
+        if !self.inbox.rest() {
+            ctx.wait(tokio::task::yield_now().into_actor(self));
+            ctx.notify(Drain);
+        }
+    }
+}
+
+impl TransactionActor {
+    pub(crate) fn new(shared: Arc<Shared>, inbox: Arc<Inbox<TransactionCommand>>) -> Self {
+        let machine = Transactions::new(settings(&shared.settings));
+        let (waiting, checkers) = (HashMap::new(), Vec::new());
+        Self { shared, me: None, inbox, machine, waiting, checkers, next_checker: 0, alarm: None }
+    }
+
+    /// Builds the machine anew from the rows, once every write handed over before has landed.
+    fn load(&mut self, ctx: &mut Context<Self>) {
+        let storage = self.shared.storage.clone();
+        let barrier = async move { storage.write_and_wait(WriteBatch::new(Timestamp::MIN), Flush::Buffered).await };
+        ctx.wait(barrier.into_actor(self).map(|_, actor, ctx| {
+            if let Err(error) = actor.restore() {
+                fail_start(&error);
+            }
+            actor.set_alarm(ctx);
+        }));
+    }
+
+    fn restore(&mut self) -> Result<()> {
+        let mut machine = Transactions::new(settings(&self.shared.settings));
+        let engine = self.shared.storage.engine();
+        scan_rows::<Error>(&**engine, &half_message::TABLE, &[], None, usize::MAX, |key, row| {
+            let (transaction, row) = (half_message::decode_key(key)?, HalfMessageRow::decode(row)?);
+            machine.restore_half(transaction, row.group, row.checks, row.next_check_at);
+            Ok(())
+        })?;
+        scan_rows::<Error>(&**engine, &transaction_outcome::TABLE, &[], None, usize::MAX, |key, row| {
+            let (transaction, row) = (transaction_outcome::decode_key(key)?, TransactionOutcomeRow::decode(row)?);
+            machine.restore_outcome(transaction, row.decision, row.at);
+            Ok(())
+        })?;
+        self.machine = machine;
+        Ok(())
+    }
+
+    fn handle_command(&mut self, command: TransactionCommand) {
+        match command {
+            TransactionCommand::Begin(request) => self.begin(*request),
+            TransactionCommand::NotBegun(transaction) => self.machine.abandon(transaction),
+            TransactionCommand::End { transaction, decision, reply } => self.end(transaction, decision, reply),
+            TransactionCommand::Finished { transaction, at, receipt } => self.finished(transaction, at, receipt),
+            TransactionCommand::Register(checker) => self.checkers.push(checker),
+            TransactionCommand::Unregister(checker) => {
+                self.checkers.retain(|known| !Arc::ptr_eq(known, &checker));
+            }
+        }
+    }
+
+    fn begin(&mut self, request: BeginRequest) {
+        let now = self.shared.clock.now();
+        let transaction = TransactionId(self.shared.take_number());
+        let next_check_at = match self.machine.begin(transaction, request.group.clone(), now) {
+            Ok(at) => at,
+            Err(full) => {
+                let text = format!("{} transactions are undecided: end some of them, then retry", full.limit);
+                let _ = request.reply.send(Err(Error::new(ErrorKind::Full, text)));
+                return;
+            }
+        };
+        let row = HalfMessageRow {
+            group: request.group,
+            topic: request.queue.topic,
+            queue: request.queue.queue,
+            begun_at: now,
+            checks: 0,
+            next_check_at,
+            record: request.record,
+        };
+        let mut batch = WriteBatch::new(now);
+        batch.put(&half_message::TABLE, half_message::key(transaction), row.encode());
+        let (me, reply, permit) = (self.me.clone(), request.reply, request.permit);
+        self.shared.storage.write(batch, request.flush, move |result| {
+            let begun = result.map(|_| transaction).map_err(|error| {
+                report(me.as_ref(), TransactionCommand::NotBegun(transaction));
+                error.get()
+            });
+            let _ = reply.send(begun);
+            drop(permit);
+        });
+    }
+
+    fn end(&mut self, transaction: TransactionId, decision: Decision, reply: Option<Answer<Option<Receipt>>>) {
+        let mut effects = Vec::new();
+        let ended = self.machine.end(transaction, decision, &mut effects);
+        match (ended, reply) {
+            (Ok(Ending::Already), Some(reply)) => drop(reply.send(Ok(None))),
+            (Ok(Ending::Started | Ending::UnderWay), Some(reply)) => {
+                self.waiting.entry(transaction).or_default().push(reply);
+            }
+            (Err(refused), Some(reply)) => drop(reply.send(Err(refusal(transaction, refused)))),
+            (_, None) => {}
+        }
+        self.perform(effects);
+    }
+
+    fn perform(&mut self, effects: Vec<TransactionEffect>) {
+        for effect in effects {
+            let done = match effect {
+                TransactionEffect::Finish { transaction, decision } => self.finish(transaction, decision, None),
+                TransactionEffect::GiveUp { transaction } => {
+                    tracing::warn!(transaction = transaction.0, "nobody decided a transaction: rolled back");
+                    self.finish(transaction, Decision::Rollback, Some(given_up_topic()))
+                }
+                TransactionEffect::Check { transaction, attempt, next_check_at, .. } => {
+                    self.check(transaction, attempt, next_check_at)
+                }
+                TransactionEffect::Forget { transaction } => {
+                    let mut batch = WriteBatch::new(self.shared.clock.now());
+                    batch.delete(&transaction_outcome::TABLE, transaction_outcome::key(transaction));
+                    // A row that stays for now is forgotten again after the next restart.
+                    self.shared.storage.write(batch, Flush::Buffered, |_| {});
+                    Ok(())
+                }
+            };
+            if let Err(error) = done {
+                fail_start(&error);
+            }
+        }
+    }
+
+    /// Stores a decision: the message into its queue (or, given up, into the topic for inspection), the half away,
+    /// the outcome remembered.
+    fn finish(&mut self, transaction: TransactionId, decision: Decision, inspect: Option<TopicName>) -> Result<()> {
+        let now = self.shared.clock.now();
+        let Some(row) = self.half(transaction)? else {
+            // Its outcome was stored by an earlier run: the restored machine knows that.
+            return Ok(());
+        };
+        let mut batch = WriteBatch::new(now);
+        let (target, flush) = self.target(&row);
+        let target = match (decision, inspect) {
+            (_, Some(topic)) => Some(QueueKey::new(topic, QueueId::FIRST)),
+            (Decision::Commit, None) => Some(target),
+            (Decision::Rollback, None) => None,
+        };
+        if let Some(queue) = &target {
+            batch.append(queue, row.record);
+        }
+        batch.delete(&half_message::TABLE, half_message::key(transaction));
+        let outcome = TransactionOutcomeRow { decision, at: now };
+        batch.put(&transaction_outcome::TABLE, transaction_outcome::key(transaction), outcome.encode());
+        let (me, store_id) = (self.me.clone(), self.shared.store_id);
+        self.shared.storage.write(batch, flush, move |result| {
+            let receipt = receipt(&result, target, store_id);
+            report(me.as_ref(), TransactionCommand::Finished { transaction, at: now, receipt });
+        });
+        Ok(())
+    }
+
+    fn finished(
+        &mut self,
+        transaction: TransactionId,
+        at: Timestamp,
+        receipt: std::result::Result<Option<Receipt>, SharedError>,
+    ) {
+        let mut effects = Vec::new();
+        match &receipt {
+            Ok(_) => self.machine.decided(transaction, at, &mut effects),
+            Err(error) if error.get().is_certainly_not_applied() => self.machine.not_decided(transaction),
+            // The broker has failed: the machine is built anew when it is reopened.
+            Err(_) => {}
+        }
+        for reply in self.waiting.remove(&transaction).unwrap_or_default() {
+            let _ = reply.send(receipt.clone().map_err(|error| error.get()));
+        }
+        self.perform(effects);
+    }
+
+    /// Stores how often was asked and when next, then asks a live member of the producer group.
+    fn check(&mut self, transaction: TransactionId, attempt: u32, next_check_at: Timestamp) -> Result<()> {
+        let Some(mut row) = self.half(transaction)? else { return Ok(()) };
+        row.checks = attempt;
+        row.next_check_at = next_check_at;
+        let mut batch = WriteBatch::new(self.shared.clock.now());
+        batch.put(&half_message::TABLE, half_message::key(transaction), row.encode());
+        self.shared.storage.write(batch, Flush::Buffered, |_| {});
+        let members: Vec<_> = self.checkers.iter().filter(|checker| *checker.group() == row.group).collect();
+        if members.is_empty() {
+            tracing::warn!(group = %row.group, transaction = transaction.0, attempt, "no live producer can be asked");
+            return Ok(());
+        }
+        let checker = Arc::clone(members[self.next_checker % members.len()]);
+        self.next_checker = self.next_checker.wrapping_add(1);
+        if let Some(me) = self.me.clone() {
+            self.shared.arbiters.delivery().spawn_fn(move || checker.check(transaction, row, me));
+        }
+        Ok(())
+    }
+
+    fn half(&self, transaction: TransactionId) -> Result<Option<HalfMessageRow>> {
+        let row = self.shared.storage.engine().get(&half_message::TABLE, &half_message::key(transaction))?;
+        Ok(row.map(|row| HalfMessageRow::decode(&row)).transpose()?)
+    }
+
+    /// The queue of a committed message. One whose topic was deleted goes where an operator finds it.
+    fn target(&self, row: &HalfMessageRow) -> (QueueKey, Flush) {
+        match self.shared.topics.get(&row.topic) {
+            Some(topic) => (QueueKey::new(row.topic.clone(), row.queue), topic.flush()),
+            None => (QueueKey::new(super::delay::undeliverable(), QueueId::FIRST), Flush::Durable),
+        }
+    }
+
+    fn set_alarm(&mut self, ctx: &mut Context<Self>) {
+        let next = self.machine.next_wakeup();
+        if self.alarm.as_ref().map(|(at, _)| *at) == next {
+            return;
+        }
+        if let Some((_, alarm)) = self.alarm.take() {
+            ctx.cancel_future(alarm);
+        }
+        self.alarm = next.map(|at| {
+            let ring = self.shared.clock.sleep_until(at).into_actor(self).map(|(), actor, ctx| {
+                actor.alarm = None;
+                actor.shared.probe(KIND, "checker", "Alarm");
+                let mut effects = Vec::new();
+                actor.machine.tick(actor.shared.clock.now(), MAX_TICK_EFFECTS, &mut effects);
+                actor.perform(effects);
+                actor.set_alarm(ctx);
+            });
+            (at, ctx.spawn(ring))
+        });
+    }
+}
+
+fn report(me: Option<&TransactionHandle>, command: TransactionCommand) {
+    if let Some(me) = me {
+        me.post(command);
+    }
+}
+
+fn settings(broker: &BrokerSettings) -> TransactionSettings {
+    TransactionSettings {
+        first_check_after: std::time::Duration::from_millis(broker.transaction_check_after_ms),
+        check_interval: std::time::Duration::from_millis(broker.transaction_check_interval_ms),
+        max_checks: broker.transaction_max_checks,
+        max_open: MAX_HALF_MESSAGES,
+    }
+}
+
+fn receipt(
+    result: &WriteResult,
+    target: Option<QueueKey>,
+    store_id: u64,
+) -> std::result::Result<Option<Receipt>, SharedError> {
+    let stored = result.as_ref().map_err(Clone::clone)?;
+    Ok(target.map(|queue| Receipt {
+        topic: queue.topic,
+        queue: queue.queue,
+        offset: Some(stored.appends[0].first),
+        id: Some(MessageId::new(store_id, stored.positions[0])),
+        level: stored.level,
+    }))
+}
+
+fn refusal(transaction: TransactionId, refused: EndRefused) -> Error {
+    match refused {
+        EndRefused::Conflict { first } => Error::new(
+            ErrorKind::Conflict,
+            format!("transaction {} was decided before as {first:?}: the first decision stands", transaction.0),
+        ),
+        EndRefused::Unknown => Error::new(
+            ErrorKind::Invalid,
+            format!("transaction {} is not known, or was decided more than a day ago", transaction.0),
+        ),
+    }
+}
+
+/// Where half messages go that nobody decided about (RocketMQ's `TRANS_CHECK_MAX_TIME_TOPIC`).
+pub(crate) fn given_up_topic() -> TopicName {
+    TopicName::from_stored("rmq_sys_TRANS_CHECK_MAX_TIME").expect("a legal name")
+}

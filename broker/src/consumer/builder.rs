@@ -1,0 +1,162 @@
+//! Says what a consumer wants before it joins its group.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use actix::Recipient;
+use cuemq_storage_api::{Timestamp, TopicName};
+
+use super::session::Session;
+use super::{Consumer, WorkerHandle};
+use crate::actors::gateway::Deliver;
+use crate::actors::group::{GroupRequest, Start};
+use crate::broker::Keeper;
+use crate::domain::filter::TagFilter;
+use crate::domain::member::MemberId;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Where a group begins with a queue that it never read. Afterwards it goes on from its committed offset.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum StartAt {
+    /// With the oldest message there is.
+    #[default]
+    Earliest,
+    /// With the next message that is sent.
+    Latest,
+    /// With the first message stored at or after this time.
+    Time(Timestamp),
+}
+
+/// See [`Broker::consumer`](crate::Broker::consumer).
+#[derive(Debug)]
+pub struct ConsumerBuilder {
+    keeper: Arc<Keeper>,
+    group: String,
+    member: Option<String>,
+    subscriptions: Vec<(String, String)>,
+    ordered: bool,
+    broadcasting: bool,
+    start: StartAt,
+}
+
+/// Tells members apart that chose no name.
+static NEXT_MEMBER: AtomicU64 = AtomicU64::new(1);
+
+impl ConsumerBuilder {
+    pub(crate) fn new(keeper: Arc<Keeper>, group: String) -> Self {
+        Self {
+            keeper,
+            group,
+            member: None,
+            subscriptions: Vec::new(),
+            ordered: false,
+            broadcasting: false,
+            start: StartAt::default(),
+        }
+    }
+
+    /// Subscribes to every message of a topic.
+    #[must_use]
+    pub fn subscribe(self, topic: impl Into<String>) -> Self {
+        self.subscribe_tags(topic, "*")
+    }
+
+    /// Subscribes to the messages of a topic whose tag matches: `*`, or tags as in `create || pay`. Messages that no
+    /// tag of this member matches are done without a delivery.
+    #[must_use]
+    pub fn subscribe_tags(mut self, topic: impl Into<String>, tags: impl Into<String>) -> Self {
+        self.subscriptions.push((topic.into(), tags.into()));
+        self
+    }
+
+    /// Names this member; unique within the group. A broadcasting member goes on after a restart where it ended only
+    /// under the same name.
+    #[must_use]
+    pub fn member(mut self, name: impl Into<String>) -> Self {
+        self.member = Some(name.into());
+        self
+    }
+
+    /// Delivers each queue's messages one after the other: the next one comes when the one before is acknowledged,
+    /// and a message that failed comes again before any other of its queue.
+    #[must_use]
+    pub fn ordered(mut self, ordered: bool) -> Self {
+        self.ordered = ordered;
+        self
+    }
+
+    /// Gives every member all messages, instead of sharing the queues; each member has progress of its own.
+    #[must_use]
+    pub fn broadcasting(mut self, broadcasting: bool) -> Self {
+        self.broadcasting = broadcasting;
+        self
+    }
+
+    /// Sets where the group begins with a queue that it never read. Default: the oldest message.
+    #[must_use]
+    pub fn start_at(mut self, start: StartAt) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Joins the group. Topics that do not exist are created if the settings allow it.
+    ///
+    /// # Errors
+    /// `Invalid` names a bad name, filter or mix; `UnknownTopic`; `Exists` when the member's name is taken.
+    pub async fn build(self) -> Result<Consumer> {
+        if self.subscriptions.is_empty() {
+            let text = format!("consumer of group {} subscribes to nothing: call subscribe(topic)", self.group);
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
+        if self.broadcasting && self.member.is_none() {
+            let text = "a broadcasting consumer needs a name to find its progress again: call member(name)";
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
+        let number = NEXT_MEMBER.fetch_add(1, Ordering::Relaxed);
+        let member = MemberId::new(&self.member.unwrap_or_else(|| format!("member-{number}")))?;
+        let mut filters: Vec<(TopicName, TagFilter)> = Vec::new();
+        for (topic, tags) in &self.subscriptions {
+            let handle = self.keeper.topic(topic).await?;
+            if filters.iter().any(|(known, _)| known == handle.name()) {
+                let text = format!("topic {topic} is subscribed to twice: join the tags with ||");
+                return Err(Error::new(ErrorKind::Invalid, text));
+            }
+            filters.push((handle.name().clone(), TagFilter::parse(tags)?));
+        }
+        let group = self.keeper.group(&self.group, self.broadcasting).await?;
+        let mut topics: BTreeSet<TopicName> = filters.iter().map(|(topic, _)| topic.clone()).collect();
+        if !self.broadcasting {
+            topics.insert(TopicName::retry_of(group.name()));
+        }
+        let session = Session::new(member, self.broadcasting, self.ordered, filters);
+        let start = match self.start {
+            StartAt::Earliest => Start::Earliest,
+            StartAt::Latest => Start::Latest,
+            StartAt::Time(at) => Start::At(at),
+        };
+        let consumer = Consumer::new(self.keeper, Arc::clone(&group), Arc::clone(&session));
+        // A consumer that does not get in leaves again by being dropped.
+        group.ask(|reply| GroupRequest::Join { session, topics, start, reply }).await?;
+        Ok(consumer)
+    }
+
+    /// Joins the group and sends every message to one of the program's own actors, up to `concurrency` at a time. The
+    /// actor's answer settles the message as the result of a handler of [`Consumer::run`] does; so does its death.
+    ///
+    /// # Errors
+    /// As [`build`](ConsumerBuilder::build).
+    pub async fn deliver_to(self, recipient: Recipient<Deliver>, concurrency: usize) -> Result<WorkerHandle> {
+        let consumer = self.build().await?;
+        Ok(consumer.spawn(concurrency, move |received| {
+            let sent = recipient.send(Deliver { message: received });
+            async move {
+                match sent.await {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(failed)) => Err(failed),
+                    Err(gone) => Err(format!("the subscribed actor did not answer: {gone}")),
+                }
+            }
+        }))
+    }
+}

@@ -1,0 +1,120 @@
+//! A message as a consumer sees it.
+
+use bytes::Bytes;
+use cuemq_storage_api::{QueueKey, QueueOffset, StoredRecord, Timestamp};
+use serde::de::DeserializeOwned;
+
+use crate::error::Result;
+use crate::message::{ATTEMPTS, MessageId, ORIGIN_ID, ORIGIN_TOPIC, SYSTEM_PROPERTY_PREFIX, from_json};
+
+/// A stored message. Body and attributes may be slices of a whole segment of the store: copy what is kept for long.
+#[derive(Clone, Debug)]
+pub struct Received {
+    queue: QueueKey,
+    stored: StoredRecord,
+    id: MessageId,
+    attempts: u32,
+}
+
+impl Received {
+    /// `redeliveries` counts those that storage does not know of.
+    pub(crate) fn new(queue: QueueKey, stored: StoredRecord, store_id: u64, redeliveries: u32) -> Self {
+        let before = stored.record.attributes.property(ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let id = MessageId::new(store_id, stored.position);
+        Self { queue, stored, id, attempts: u32::saturating_add(before, redeliveries) }
+    }
+
+    /// The topic it was sent to; for a redelivery the first one.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        self.property_of_broker(ORIGIN_TOPIC).unwrap_or(self.queue.topic.as_str())
+    }
+
+    /// The queue it lies in; for a redelivery that of the group's retry topic.
+    #[must_use]
+    pub fn queue(&self) -> &QueueKey {
+        &self.queue
+    }
+
+    /// Its offset in that queue.
+    #[must_use]
+    pub fn offset(&self) -> QueueOffset {
+        self.stored.offset
+    }
+
+    /// Its own id. A redelivery has one of its own; see [`origin_id`](Received::origin_id).
+    #[must_use]
+    pub fn id(&self) -> MessageId {
+        self.id
+    }
+
+    /// The id under which it was first stored: the same for all redeliveries and for the dead letter.
+    #[must_use]
+    pub fn origin_id(&self) -> MessageId {
+        self.property_of_broker(ORIGIN_ID).and_then(|text| text.parse().ok()).unwrap_or(self.id)
+    }
+
+    /// How often it was delivered before and not acknowledged: 0 at the first delivery. After a crash it may be too
+    /// low, never too high.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// The body.
+    #[must_use]
+    pub fn body(&self) -> &Bytes {
+        &self.stored.record.body
+    }
+
+    /// The body, read as JSON.
+    ///
+    /// # Errors
+    /// `Invalid` when it is not such a value.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
+        from_json(self.body())
+    }
+
+    /// The tag.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.stored.record.attributes.tag()
+    }
+
+    /// The keys under which it can be found.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.stored.record.attributes.keys()
+    }
+
+    /// The sharding key.
+    #[must_use]
+    pub fn sharding_key(&self) -> Option<&str> {
+        self.stored.record.attributes.sharding_key()
+    }
+
+    /// A property that the producer set.
+    #[must_use]
+    pub fn property(&self, name: &str) -> Option<&str> {
+        if name.starts_with(SYSTEM_PROPERTY_PREFIX) { None } else { self.property_of_broker(name) }
+    }
+
+    /// When the producer made it.
+    #[must_use]
+    pub fn born_at(&self) -> Timestamp {
+        self.stored.record.born_at
+    }
+
+    /// When the broker stored it.
+    #[must_use]
+    pub fn stored_at(&self) -> Timestamp {
+        self.stored.stored_at
+    }
+
+    pub(crate) fn stored(&self) -> &StoredRecord {
+        &self.stored
+    }
+
+    fn property_of_broker(&self, name: &str) -> Option<&str> {
+        self.stored.record.attributes.property(name)
+    }
+}

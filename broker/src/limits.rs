@@ -1,0 +1,56 @@
+//! Every bound of the broker in one place. Engines have their own hard caps in `cuemq_storage_api::limits`.
+
+use std::time::Duration;
+
+/// Most requests that one queue actor merges into one write.
+pub const MAX_DRAIN_REQUESTS: usize = 4096;
+/// Most records that one queue actor merges into one write.
+pub const MAX_DRAIN_RECORDS: usize = 8192;
+/// Most payload bytes that one queue actor merges into one write.
+pub const MAX_DRAIN_BYTES: usize = 4 << 20;
+/// Longest batch a producer may send at once, in messages.
+pub const MAX_BATCH_MESSAGES: usize = 16_384;
+/// Most queues of one topic.
+pub const MAX_QUEUES_PER_TOPIC: u32 = 1024;
+/// Most topics of one broker.
+pub const MAX_TOPICS: usize = 10_000;
+/// Most consumer groups of one broker.
+pub const MAX_GROUPS: usize = 10_000;
+/// Most members of one consumer group.
+pub const MAX_MEMBERS: usize = 1024;
+/// Most topics that one member subscribes to.
+pub const MAX_SUBSCRIPTIONS: usize = 64;
+/// Most messages that one consumer holds unacknowledged (promises 2.3: credit limit).
+pub const MAX_UNACKED_MESSAGES: usize = 1000;
+/// Most payload bytes that one consumer keeps ready or unacknowledged.
+pub const MAX_UNACKED_BYTES: usize = 16 << 20;
+/// Records that one fetch of a consumer asks for.
+pub const FETCH_MESSAGES: usize = 256;
+/// Payload bytes that one fetch of a consumer asks for.
+pub const FETCH_BYTES: usize = 4 << 20;
+/// Most acknowledgements that a group actor takes into one write.
+pub const MAX_ACK_DRAIN: usize = 8192;
+/// Most delayed messages that fire in one write.
+pub const MAX_FIRE_MESSAGES: usize = 256;
+/// Most payload bytes of delayed messages that fire in one write.
+pub const MAX_FIRE_BYTES: usize = 4 << 20;
+/// Most delayed messages waiting in one broker (promises 4.2).
+pub const MAX_DELAYED_MESSAGES: usize = 1_000_000;
+/// Most half messages waiting in one broker (promises 4.2).
+pub const MAX_HALF_MESSAGES: usize = 10_000;
+/// Most write jobs waiting for the lane of an engine that may stall.
+pub const MAX_LANE_JOBS: usize = 65_536;
+/// Slots of an actor's own mailbox; requests with payload wait in a bounded inbox beside it.
+pub const MAILBOX_SLOTS: usize = 1024;
+/// Messages an actor handles before it lets its neighbours run.
+pub const YIELD_AFTER: usize = 32;
+/// How long a shutdown waits for requests under way.
+pub const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
+/// Pause before a message that was dropped unacknowledged comes again (RocketMQ's suspended queue: 1 s).
+pub const REDELIVERY_PAUSE: Duration = Duration::from_secs(1);
+/// How long a member may keep a queue that was given to another before it is taken away.
+pub const REVOKE_PATIENCE: Duration = Duration::from_secs(30);
+/// How often the engine's maintenance runs.
+pub const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long buffered writes may lie unsynced (promises 2.1).
+pub const FLUSH_INTERVAL: Duration = Duration::from_millis(200);

@@ -1,0 +1,271 @@
+//! What all actors and handles of one broker share.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use cuemq_storage_api::{GroupName, TopicName};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::actors::delay::DelayHandle;
+use crate::actors::group::GroupHandle;
+use crate::actors::supervisor::Supervision;
+use crate::actors::topic::TopicHandle;
+use crate::actors::transaction::TransactionHandle;
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::MAX_BATCH_MESSAGES;
+use crate::runtime::Arbiters;
+use crate::settings::BrokerSettings;
+use crate::state::{BrokerState, StateCell};
+use crate::storage::StorageHandle;
+
+/// Which message an actor is about to handle; see [`BrokerBuilder::probe`](crate::BrokerBuilder::probe).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct ProbePoint<'a> {
+    /// The kind of actor: `root`, `topic`, `queue`, `group`, `delay`, `transaction`.
+    pub actor: &'static str,
+    /// Which one of its kind, such as `orders/0`.
+    pub name: &'a str,
+    /// The message or timer, such as `Append`.
+    pub message: &'static str,
+}
+
+pub(crate) type Probe = Arc<dyn Fn(ProbePoint<'_>) + Send + Sync>;
+
+/// One per broker, behind an `Arc`.
+pub(crate) struct Shared {
+    pub(crate) settings: BrokerSettings,
+    pub(crate) clock: Clock,
+    pub(crate) state: StateCell,
+    pub(crate) storage: StorageHandle,
+    pub(crate) arbiters: Arbiters,
+    pub(crate) supervision: Supervision,
+    pub(crate) admission: Admission,
+    pub(crate) topics: Registry<TopicName, TopicHandle>,
+    pub(crate) groups: Registry<GroupName, GroupHandle>,
+    pub(crate) probe: Option<Probe>,
+    /// Distinguishes this store's message ids from every other's.
+    pub(crate) store_id: u64,
+    pub(crate) numbers: Numbers,
+    /// Delayed messages that wait for their time.
+    pub(crate) delayed: Count,
+    pub(crate) delay: OnceLock<DelayHandle>,
+    pub(crate) transaction: OnceLock<TransactionHandle>,
+    pub(crate) restarts: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("storage", &self.storage).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Tells the test's probe, if there is one, which message comes next. It may panic.
+    pub(crate) fn probe(&self, actor: &'static str, name: &str, message: &'static str) {
+        if let Some(probe) = &self.probe {
+            probe(ProbePoint { actor, name, message });
+        }
+    }
+
+    /// A number that this store never gave before.
+    pub(crate) fn take_number(&self) -> u64 {
+        self.numbers.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The delay scheduler; there once the broker is open.
+    pub(crate) fn delay_handle(&self) -> DelayHandle {
+        self.delay.get().expect("the scheduler starts before anybody gets a handle of the broker").clone()
+    }
+
+    /// The transaction checker; there once the broker is open.
+    pub(crate) fn transaction_handle(&self) -> TransactionHandle {
+        self.transaction.get().expect("the checker starts before anybody gets a handle of the broker").clone()
+    }
+
+    /// Fails unless the broker takes new work.
+    pub(crate) fn check_running(&self) -> Result<()> {
+        match self.state.get() {
+            BrokerState::Running => Ok(()),
+            BrokerState::Failed(cause) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("the broker has failed ({cause}): mend the cause and reopen it"),
+            )),
+            BrokerState::Stopping | BrokerState::Stopped => Err(Error::closed("the broker")),
+        }
+    }
+}
+
+/// Names to handles: written by the root, read by everybody.
+pub(crate) struct Registry<K, V> {
+    entries: RwLock<HashMap<K, Arc<V>>>,
+}
+
+impl<K: std::hash::Hash + Eq + Clone + Ord, V> Registry<K, V> {
+    pub(crate) fn new() -> Self {
+        Self { entries: RwLock::new(HashMap::new()) }
+    }
+
+    pub(crate) fn get(&self, name: &K) -> Option<Arc<V>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    pub(crate) fn insert(&self, name: K, handle: Arc<V>) {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(name, handle);
+    }
+
+    pub(crate) fn remove(&self, name: &K) -> Option<Arc<V>> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(name)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// All handles, ordered by name.
+    pub(crate) fn all(&self) -> Vec<(K, Arc<V>)> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = entries.iter().map(|(name, handle)| (name.clone(), Arc::clone(handle))).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+}
+
+/// Bounds what is sent and not yet acknowledged, in messages and in bytes. actix mailboxes do not bound `send`.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    messages: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    max_messages: u32,
+    max_bytes: u32,
+}
+
+/// Held from admission to acknowledgement.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    _messages: OwnedSemaphorePermit,
+    _bytes: OwnedSemaphorePermit,
+}
+
+impl Admission {
+    pub(crate) fn new(settings: &BrokerSettings) -> Self {
+        let (max_messages, max_bytes) = (settings.max_in_flight_messages, settings.max_in_flight_bytes);
+        Self {
+            messages: Arc::new(Semaphore::new(max_messages as usize)),
+            bytes: Arc::new(Semaphore::new(max_bytes as usize)),
+            max_messages,
+            max_bytes,
+        }
+    }
+
+    fn amounts(&self, messages: usize, bytes: usize) -> Result<(u32, u32)> {
+        let most = MAX_BATCH_MESSAGES.min(self.max_messages as usize);
+        if messages > most {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("a batch of {messages} messages is larger than {most}: split it"),
+            ));
+        }
+        match (u32::try_from(messages), u32::try_from(bytes)) {
+            (Ok(messages), Ok(bytes)) if bytes <= self.max_bytes => Ok((messages, bytes)),
+            _ => Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{bytes} bytes at once are more than max_in_flight_bytes = {}: split the batch", self.max_bytes),
+            )),
+        }
+    }
+
+    /// Waits for room.
+    pub(crate) async fn admit(&self, messages: usize, bytes: usize) -> Result<Permit> {
+        let (messages, bytes) = self.amounts(messages, bytes)?;
+        let closed = |_| Error::closed("the broker");
+        let messages = Arc::clone(&self.messages).acquire_many_owned(messages).await.map_err(closed)?;
+        let bytes = Arc::clone(&self.bytes).acquire_many_owned(bytes).await.map_err(closed)?;
+        Ok(Permit { _messages: messages, _bytes: bytes })
+    }
+
+    /// Takes room if there is some.
+    pub(crate) fn try_admit(&self, messages: usize, bytes: usize) -> Result<Permit> {
+        let (messages, bytes) = self.amounts(messages, bytes)?;
+        let refused = |error| match error {
+            tokio::sync::TryAcquireError::Closed => Error::closed("the broker"),
+            tokio::sync::TryAcquireError::NoPermits => Error::new(
+                ErrorKind::Full,
+                format!(
+                    "{} messages or {} bytes are in flight: wait for some receipts, then retry",
+                    self.max_messages, self.max_bytes
+                ),
+            ),
+        };
+        let messages = Arc::clone(&self.messages).try_acquire_many_owned(messages).map_err(refused)?;
+        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(bytes).map_err(refused)?;
+        Ok(Permit { _messages: messages, _bytes: bytes })
+    }
+
+    /// Resolves once nothing is in flight; then nothing is admitted any more.
+    pub(crate) async fn drain(&self) {
+        if let Ok(all) = self.messages.acquire_many(self.max_messages).await {
+            all.forget();
+        }
+        self.close();
+    }
+
+    /// Refuses everybody who waits and whoever comes.
+    pub(crate) fn close(&self) {
+        self.messages.close();
+        self.bytes.close();
+    }
+}
+
+/// Maps the failure to reach an actor: it is gone, and with it the request at hand.
+pub(crate) fn lost(what: &'static str) -> impl FnOnce(actix::MailboxError) -> Error {
+    move |_| Error::lost(what)
+}
+
+/// Numbers that rise for ever, across restarts: the opening in the upper bits, a count in the lower ones.
+#[derive(Debug)]
+pub(crate) struct Numbers {
+    next: AtomicU64,
+}
+
+impl Numbers {
+    /// Bits for the numbers of one opening: a million a second last for 12 days, and then borrow from the next one's
+    /// only after 2^40 of them.
+    const BITS: u32 = 40;
+
+    pub(crate) fn of_opening(opening: u64) -> Result<Self> {
+        let first = opening.checked_mul(1 << Self::BITS).ok_or_else(|| {
+            Error::new(ErrorKind::Full, format!("the store was opened {opening} times, more than it can number"))
+        })?;
+        Ok(Self { next: AtomicU64::new(first) })
+    }
+}
+
+/// A bounded count.
+#[derive(Debug)]
+pub(crate) struct Count(AtomicUsize);
+
+impl Count {
+    pub(crate) fn new(count: AtomicUsize) -> Self {
+        Self(count)
+    }
+
+    /// Adds unless that would exceed `most`.
+    pub(crate) fn add_within(&self, more: usize, most: usize) -> bool {
+        let add = |count: usize| count.checked_add(more).filter(|sum| *sum <= most);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).is_ok()
+    }
+
+    pub(crate) fn subtract(&self, fewer: usize) {
+        let subtract = |count: usize| Some(count.saturating_sub(fewer));
+        // The closure never refuses.
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, subtract);
+    }
+
+    pub(crate) fn get(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
+}

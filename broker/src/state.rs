@@ -1,0 +1,85 @@
+//! What a broker says of itself: running, failed and why, stopped.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// The life of a broker as anyone holding a handle can see it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum BrokerState {
+    /// Takes and delivers messages.
+    Running,
+    /// Takes nothing more, because a write failed or an actor could not be kept alive; the text says which and why.
+    /// Reopen the broker after mending the cause.
+    Failed(Arc<str>),
+    /// Finishes what is under way, takes nothing new.
+    Stopping,
+    /// Everything is closed.
+    Stopped,
+}
+
+impl fmt::Display for BrokerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running => f.write_str("running"),
+            Self::Failed(cause) => write!(f, "failed: {cause}"),
+            Self::Stopping => f.write_str("stopping"),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+/// The one place that changes the state; watchers see every change.
+#[derive(Clone, Debug)]
+pub(crate) struct StateCell {
+    sender: Arc<watch::Sender<BrokerState>>,
+}
+
+impl StateCell {
+    pub(crate) fn new() -> Self {
+        Self { sender: Arc::new(watch::Sender::new(BrokerState::Running)) }
+    }
+
+    pub(crate) fn get(&self) -> BrokerState {
+        self.sender.borrow().clone()
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        *self.sender.borrow() == BrokerState::Running
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<BrokerState> {
+        self.sender.subscribe()
+    }
+
+    /// Records the first failure; later ones, and failures while stopping, do not replace it.
+    pub(crate) fn fail(&self, cause: &str) {
+        let changed = self.sender.send_if_modified(|state| {
+            let running = *state == BrokerState::Running;
+            if running {
+                *state = BrokerState::Failed(cause.into());
+            }
+            running
+        });
+        if changed {
+            tracing::error!(cause, "the broker has failed and takes no more messages");
+        }
+    }
+
+    /// Moves to `Stopping`; false if somebody did so before.
+    pub(crate) fn begin_stop(&self) -> bool {
+        self.sender.send_if_modified(|state| {
+            let first = !matches!(state, BrokerState::Stopping | BrokerState::Stopped);
+            if first {
+                *state = BrokerState::Stopping;
+            }
+            first
+        })
+    }
+
+    pub(crate) fn stopped(&self) {
+        self.sender.send_replace(BrokerState::Stopped);
+    }
+}

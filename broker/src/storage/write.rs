@@ -1,0 +1,139 @@
+//! One write on its way: from the job that somebody handed over to the answer that it gets.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cuemq_storage_api::{
+    Applied, Appended, Engine, LogPosition, Mark, QueueOffset, Result, StorageError, Timestamp, WriteBatch,
+    WriteOperation,
+};
+
+use super::tail::{QueueTail, Tails};
+use crate::error::SharedError;
+use crate::message::AckLevel;
+use crate::settings::Flush;
+
+/// What a write became.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    /// One entry per append operation of the job's batch.
+    pub(crate) appends: Vec<Appended>,
+    /// One position per appended record.
+    pub(crate) positions: Vec<LogPosition>,
+    pub(crate) stored_at: Timestamp,
+    pub(crate) level: AckLevel,
+}
+
+pub(crate) type WriteResult = std::result::Result<Stored, SharedError>;
+type Done = Box<dyn FnOnce(WriteResult) + Send>;
+
+/// A batch with whoever waits for its outcome.
+pub(crate) struct WriteJob {
+    pub(crate) batch: WriteBatch,
+    pub(crate) flush: Flush,
+    pub(crate) done: Done,
+}
+
+impl fmt::Debug for WriteJob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriteJob").field("operations", &self.batch.len()).finish_non_exhaustive()
+    }
+}
+
+impl WriteJob {
+    pub(super) fn refuse(self, error: &SharedError) {
+        (self.done)(Err(error.clone()));
+    }
+}
+
+/// One job's share of a merged batch.
+pub(super) struct Part {
+    flush: Flush,
+    done: Done,
+    operations: std::ops::Range<usize>,
+    records: usize,
+    tails: Vec<Arc<QueueTail>>,
+}
+
+impl Part {
+    /// Notes whose end each append moves; done before the apply, so that a new tail starts at the end of before.
+    pub(super) fn find_tails(&mut self, tails: &Tails, engine: &dyn Engine, batch: &WriteBatch) -> Result<()> {
+        for operation in &batch.operations()[self.operations.clone()] {
+            if let WriteOperation::Append { queue, records } = operation {
+                self.records += records.len();
+                self.tails.push(tails.get(queue, engine)?);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn refuse(self, error: &SharedError) {
+        (self.done)(Err(error.clone()));
+    }
+}
+
+/// Makes one batch of many jobs. The batch is atomic as a whole, which is more than each job asked for.
+pub(super) fn merge(jobs: Vec<WriteJob>) -> (WriteBatch, Vec<Part>) {
+    let mut merged: Option<WriteBatch> = None;
+    let mut parts = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let first = merged.as_ref().map_or(0, |batch| batch.operations().len());
+        let operations = first..first + job.batch.operations().len();
+        parts.push(Part { flush: job.flush, done: job.done, operations, records: 0, tails: Vec::new() });
+        match &mut merged {
+            Some(batch) => {
+                batch.extend(job.batch);
+            }
+            None => merged = Some(job.batch),
+        }
+    }
+    (merged.unwrap_or_else(|| WriteBatch::new(Timestamp::MIN)), parts)
+}
+
+/// Gives each job its share of what the merged batch became.
+pub(super) fn split(applied: &Applied, parts: Vec<Part>) -> impl Iterator<Item = Landed> {
+    let (mut append, mut record) = (0, 0);
+    parts.into_iter().map(move |part| {
+        let appends = applied.appends[append..append + part.tails.len()].to_vec();
+        let positions = applied.positions[record..record + part.records].to_vec();
+        append += part.tails.len();
+        record += part.records;
+        Landed { part, appends, positions, stored_at: applied.stored_at, mark: applied.mark }
+    })
+}
+
+/// A write that is applied and not yet acknowledged.
+pub(super) struct Landed {
+    part: Part,
+    appends: Vec<Appended>,
+    positions: Vec<LogPosition>,
+    stored_at: Timestamp,
+    mark: Mark,
+}
+
+impl Landed {
+    pub(super) fn flush(&self) -> Flush {
+        self.part.flush
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        self.mark
+    }
+
+    /// Shows the records to consumers, then answers.
+    pub(super) fn acknowledge(self, level: AckLevel) {
+        for (tail, appended) in self.part.tails.iter().zip(&self.appends) {
+            let end = QueueOffset::new(appended.first.get() + u64::from(appended.count));
+            tail.advance(end);
+        }
+        let stored = Stored { appends: self.appends, positions: self.positions, stored_at: self.stored_at, level };
+        (self.part.done)(Ok(stored));
+    }
+
+    /// The sync failed: the bytes may or may not be there.
+    pub(super) fn unknown(self, error: &StorageError) {
+        let text = format!("the write was applied, but making it durable failed: {error}");
+        let error = crate::error::Error::new(crate::error::ErrorKind::Unknown, text);
+        (self.part.done)(Err(SharedError::new(error)));
+    }
+}
