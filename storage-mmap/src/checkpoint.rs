@@ -4,6 +4,7 @@ use std::io;
 
 use cuemq_storage_api::{QueueId, QueueKey, TopicName};
 
+use crate::catalog::QueueState;
 use crate::commit_log::format::{len_u8, len_u32};
 use crate::commit_log::{LogEnd, SegmentTimes};
 use crate::cursor::Cursor;
@@ -39,6 +40,12 @@ pub(crate) struct QueuePoint {
     pub(crate) base: u64,
     pub(crate) min: u64,
     pub(crate) end: u64,
+}
+
+impl QueuePoint {
+    pub(crate) fn of(queue: &QueueState) -> Self {
+        Self { key: queue.key.clone(), base: queue.base, min: queue.min, end: queue.end }
+    }
 }
 
 impl Checkpoint {

@@ -21,7 +21,7 @@ use crate::health::{Health, read_failed};
 use crate::index::KeyIndex;
 use crate::opening::{self, Opened};
 use crate::settings::MmapSettings;
-use crate::upkeep::LastCheckpoint;
+use crate::upkeep::Upkeep;
 use crate::writer::{Writer, frame_bytes};
 
 /// Entries of consume queues that are kept in memory, over all queues, before they are written: 24 MiB.
@@ -45,7 +45,7 @@ pub struct MmapEngine {
     syncing: Mutex<()>,
     /// One at a time moves entries from memory to the consume queues' files.
     pub(crate) spilling: Mutex<()>,
-    pub(crate) upkeep: Mutex<LastCheckpoint>,
+    pub(crate) upkeep: Mutex<Upkeep>,
     lock: Mutex<Option<Box<dyn LockGuard>>>,
 }
 
@@ -85,7 +85,7 @@ impl MmapEngine {
             catalog: RwLock::new(catalog),
             syncing: Mutex::new(()),
             spilling: Mutex::new(()),
-            upkeep: Mutex::new(LastCheckpoint::at(checkpoint_at)),
+            upkeep: Mutex::new(Upkeep::new(checkpoint_at)),
             lock: Mutex::new(Some(lock)),
         })
     }

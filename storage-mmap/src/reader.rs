@@ -302,9 +302,14 @@ impl MmapEngine {
                 ControlFlow::Break(())
             }
         };
-        self.index
-            .candidates(query.topic.as_str(), query.key, query.from..query.to, &mut visit)
-            .map_err(|error| read_failed("find", INDEX_DIRECTORY, error))?;
+        self.index.candidates(query.topic.as_str(), query.key, query.from..query.to, &mut visit).map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound => {
+                    corrupt("find", format!("{INDEX_DIRECTORY}: {error}: reopen the store to make the index again"))
+                }
+                _ => read_failed("find", INDEX_DIRECTORY, error),
+            }
+        })?;
         found
     }
 

@@ -6,6 +6,8 @@
 use cuemq_storage_api::{LogPosition, Maintenance, QueueKey, Result, Timestamp};
 
 use crate::engine::MmapEngine;
+use crate::health::read_failed;
+use crate::index::INDEX_DIRECTORY;
 
 /// What is about to go.
 #[derive(Debug)]
@@ -57,7 +59,7 @@ fn doomed(engine: &MmapEngine, now: Timestamp) -> Result<Vec<u64>> {
     };
     let log_start = engine.catalog("maintain")?.log_start;
     let segment_bytes = engine.segments.segment_bytes();
-    let space = engine.files.disk_space().map_err(|error| engine.failed_upkeep(error))?;
+    let space = engine.files.disk_space().map_err(|error| read_failed("maintain", &engine.files.describe(), error))?;
     let mut used = space.total_bytes.saturating_sub(space.free_bytes);
     let watermark = u128::from(space.total_bytes) * u128::from(retention.disk_watermark_percent);
     let mut doomed = Vec::new();
@@ -107,10 +109,13 @@ pub(crate) fn remove(engine: &MmapEngine, expired: Expired) -> Result<Maintenanc
         engine.segments.remove(*start).map_err(failed)?;
     }
     engine.segments.sync_directory().map_err(failed)?;
-    engine.index.expire_below(LogPosition::new(expired.log_start)).map_err(failed)?;
     for (key, base) in &expired.queues {
         engine.queue_files.expire(key, *base).map_err(failed)?;
     }
+    engine
+        .index
+        .expire_below(LogPosition::new(expired.log_start))
+        .map_err(|error| read_failed("maintain", INDEX_DIRECTORY, error))?;
     let freed_bytes = expired.segments.len() as u64 * engine.segments.segment_bytes();
     Ok(Maintenance { freed_bytes, expired_records: expired.records })
 }

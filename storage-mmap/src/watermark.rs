@@ -10,7 +10,8 @@ use crate::cursor::Cursor;
 use crate::files::{FileLayer, OpenMode};
 use crate::manifest::read_whole;
 
-const PATH: &str = "watermark";
+/// The file's name.
+pub(crate) const PATH: &str = "watermark";
 const MAGIC: &[u8; 4] = b"CqWm";
 const VERSION: u32 = 1;
 const BYTES: usize = 20;
