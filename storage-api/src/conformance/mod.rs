@@ -3,15 +3,56 @@
 //! An engine's tests implement [`Fixture`] for whatever they open it over and expand
 //! [`conformance_suite!`](crate::conformance_suite) once per fixture, inside a module:
 //!
-//! ```ignore
-//! mod over_real_files {
-//!     use super::*;
-//!     cuemq_storage_api::conformance_suite!(TempDirFixture);
+//! ```
+//! use cuemq_storage_api::conformance::Fixture;
+//! use cuemq_storage_api::{MemoryEngine, MemoryStore, Result, Retention};
+//!
+//! struct MemoryFixture(MemoryStore);
+//!
+//! impl Fixture for MemoryFixture {
+//!     type Engine = MemoryEngine;
+//!
+//!     fn fresh() -> Self {
+//!         Self(MemoryStore::new())
+//!     }
+//!
+//!     fn open_with(&mut self, retention: Retention) -> Result<MemoryEngine> {
+//!         Ok(MemoryEngine::open(&self.0)?.with_retention(retention))
+//!     }
+//!
+//!     fn crash(&mut self, engine: MemoryEngine, seed: u64) {
+//!         self.0.crash(usize::try_from(seed % 13).expect("below 13"));
+//!         drop(engine);
+//!     }
 //! }
+//!
+//! mod over_memory {
+//!     use super::*;
+//!     cuemq_storage_api::conformance_suite!(MemoryFixture);
+//! }
+//! # cuemq_storage_api::conformance::trims::a_trim_never_goes_back::<MemoryFixture>();
 //! ```
 //!
 //! Each case opens its own fresh store, needs no clock and no sleep, and fails by panicking. The `model` group drives
 //! the engine and [`MemoryEngine`](crate::MemoryEngine) with generated operations and compares all answers.
+//!
+//! # What the cases settle
+//!
+//! The trait says what a method does; where two engines could read it differently, the cases decide:
+//!
+//! * A trim stops at the queue's end as it is at that place in the batch: behind an append it sees the new records,
+//!   before one it does not. Trimming a queue that never had a record does not bring it into being.
+//! * Of a put and a delete of one row within a batch the last one counts.
+//! * Every batch that is not empty has a higher mark than the one before it and moves the stored time on, whether it
+//!   holds records or not; that time is remembered over a restart. An empty batch reports the mark that holds.
+//! * A fetch checks its bounds even when its limit is 0. `until` below `from` returns nothing and `next` is `from`;
+//!   `until` behind the end is the end. Where nothing matches, `next` is `until` or the end; where a limit stopped
+//!   the fetch, `next` lies behind the last record returned and no further than the next record that matches.
+//! * A scan whose `to` is not above its `from` has no rows.
+//! * After a clean reopening everything found is durable. After a crash it is once a sync has covered it.
+//! * Retention by age removes what is older than its age, not what is exactly as old. How much more stays is up to
+//!   the engine, within [`Fixture::EXPIRY_GRAIN_BYTES`]. After a crash, what expired may be back.
+//! * Dropping an engine that was not closed frees its store.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is how a case fails")]
 
 use crate::engine::{Engine, Retention};
