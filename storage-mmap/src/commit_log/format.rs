@@ -408,3 +408,6 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 fn i64_at(bytes: &[u8], at: usize) -> i64 {
     u64_at(bytes, at).cast_signed()
 }
+
+#[cfg(test)]
+mod tests;
