@@ -199,7 +199,6 @@ impl Changes {
     }
 
     fn cancel(&mut self, timer: TimerKey, bound: usize) {
-        self.added.remove(&timer);
         self.cancelled.insert(timer);
         if self.cancelled.len() > bound {
             self.cancelled.clear();

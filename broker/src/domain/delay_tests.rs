@@ -76,6 +76,34 @@ fn changes_during_a_refill_count() {
 }
 
 #[test]
+fn a_cancellation_during_a_refill_that_is_taken_back_counts_too() {
+    let mut out = Vec::new();
+    let mut schedule = DelaySchedule::with_capacity(8, &mut out);
+    schedule.cancel(timer(7, 0), &mut out);
+    schedule.schedule(timer(7, 0));
+    schedule.refill(&[timer(7, 0)], true, &mut out);
+    assert_eq!(schedule.due(at(9), 9, &mut out), [timer(7, 0)]);
+}
+
+#[test]
+fn a_window_that_overflows_during_a_refill_misses_nothing() {
+    let mut out = Vec::new();
+    let mut schedule = DelaySchedule::with_capacity(2, &mut out);
+    schedule.refill(&[timer(10, 0), timer(20, 0)], false, &mut out);
+    assert_eq!(schedule.due(at(20), 9, &mut out), [timer(10, 0), timer(20, 0)]);
+    assert_eq!(out.pop(), Some(Refill { from: timer(20, 1), limit: 2 }));
+    for key in [timer(20, 0), timer(13, 0), timer(12, 0)] {
+        schedule.schedule(key);
+    }
+    assert_eq!(schedule.horizon, Some(timer(20, 0)), "20 made room for 12");
+    schedule.refill(&[timer(30, 0)], true, &mut out);
+    assert_eq!(schedule.due(at(30), 9, &mut out), [timer(12, 0), timer(13, 0)], "not 30 before 20");
+    assert_eq!(out.pop(), Some(Refill { from: timer(20, 0), limit: 2 }));
+    schedule.refill(&[timer(20, 0), timer(30, 0)], false, &mut out);
+    assert_eq!(schedule.due(at(30), 9, &mut out), [timer(20, 0), timer(30, 0)]);
+}
+
+#[test]
 fn a_failed_refill_is_asked_for_again() {
     let mut out = Vec::new();
     let mut schedule = DelaySchedule::start(&mut out);

@@ -229,6 +229,9 @@ pub(crate) mod tests {
         let (fields, again): (String, Record) = decode_with_record("t", 1, &row).unwrap();
         assert_eq!((fields.as_str(), &again), ("x", &record));
         assert!(row.as_ptr_range().contains(&again.body.as_ptr()), "no copy");
+
+        let empty = Record::new("", Timestamp::MIN);
+        assert_eq!(decode_with_record("t", 1, &encode_with_record(1, &7u8, &empty)), Ok((7u8, empty)));
     }
 
     proptest! {
