@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actix::Addr;
-use cuemq_storage_api::{Engine, GroupName, KeyQuery, LocatedRecord, MemoryEngine, QueueKey, QueueOffset, Timestamp, TopicName};
+use cuemq_storage_api::{
+    Engine, GroupName, KeyQuery, LocatedRecord, MemoryEngine, QueueKey, QueueOffset, Timestamp, TopicName,
+};
 use tokio::sync::{oneshot, watch};
 
 use crate::actors::delay::DelayHandle;
@@ -86,10 +88,6 @@ impl Broker {
 
     pub(crate) fn from_keeper(keeper: Arc<Keeper>) -> Self {
         Self { keeper }
-    }
-
-    pub(crate) fn keeper(&self) -> &Arc<Keeper> {
-        &self.keeper
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -196,7 +194,10 @@ impl Broker {
     pub async fn describe_group(&self, group: &str) -> Result<GroupDescription> {
         let name = GroupName::new(group)?;
         let handle = self.shared().groups.get(&name).ok_or_else(|| {
-            Error::new(ErrorKind::UnknownGroup, format!("group {name} does not exist: a consumer of that name makes it"))
+            Error::new(
+                ErrorKind::UnknownGroup,
+                format!("group {name} does not exist: a consumer of that name makes it"),
+            )
         })?;
         handle.ask(|reply| GroupRequest::Describe { reply }).await
     }
@@ -237,7 +238,9 @@ impl Broker {
     /// # Errors
     /// `Invalid` names a bad group name.
     pub async fn pull_consumer(&self, group: &str) -> Result<PullConsumer> {
-        let handle = self.keeper.group(group, false).await?;
+        let name = GroupName::new(group)?;
+        let ensure = EnsureGroup { name, broadcasting: false, strategy: None, retry: None };
+        let handle = self.keeper.group(ensure).await?;
         Ok(PullConsumer::new(Arc::clone(&self.keeper), handle))
     }
 
@@ -354,14 +357,13 @@ impl Keeper {
         self.root.send(create).await.map_err(lost("the creation of the topic"))?
     }
 
-    /// A group's handle; the group is created if it does not exist.
-    pub(crate) async fn group(&self, group: &str, broadcasting: bool) -> Result<Arc<GroupHandle>> {
-        let name = GroupName::new(group)?;
-        if let Some(handle) = self.shared.groups.get(&name) {
+    /// A group's handle; the group is created if it does not exist, and changed if that is asked for.
+    pub(crate) async fn group(&self, ensure: EnsureGroup) -> Result<Arc<GroupHandle>> {
+        let unchanged = ensure.strategy.is_none() && ensure.retry.is_none();
+        if let Some(handle) = self.shared.groups.get(&ensure.name).filter(|_| unchanged) {
             return Ok(handle);
         }
         self.shared.check_running()?;
-        let ensure = EnsureGroup { name, broadcasting };
         self.root.send(ensure).await.map_err(lost("the creation of the group"))?
     }
 

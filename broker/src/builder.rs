@@ -144,8 +144,7 @@ async fn open_on(
     let gave_up = move |identity: &Identity, cause: &str| {
         failed.fail(&format!("actor {identity} was given up after too many panics: {cause}"));
     };
-    let supervision =
-        Supervision { clock: clock.clone(), restarts: Arc::clone(&restarts), gave_up: Arc::new(gave_up) };
+    let supervision = Supervision { clock: clock.clone(), restarts: Arc::clone(&restarts), gave_up: Arc::new(gave_up) };
     let shared = Arc::new(Shared {
         admission: Admission::new(&settings),
         arbiters: running.runtime.arbiters().clone(),

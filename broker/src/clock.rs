@@ -24,7 +24,10 @@ struct Shared {
 
 enum Source {
     /// Wall time at the start plus monotonic time since: steps of the wall clock neither fire early nor stall.
-    System { wall: i64, start: Instant },
+    System {
+        wall: i64,
+        start: Instant,
+    },
     Manual(Mutex<i64>),
 }
 

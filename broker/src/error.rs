@@ -146,10 +146,6 @@ impl SharedError {
         Self { kind: error.kind, text: error.text.into() }
     }
 
-    pub(crate) fn kind(&self) -> ErrorKind {
-        self.kind
-    }
-
     pub(crate) fn get(&self) -> Error {
         Error::new(self.kind, &*self.text)
     }

@@ -46,14 +46,7 @@ impl Message {
     /// A message with this body.
     #[must_use]
     pub fn new(body: impl Into<Bytes>) -> Self {
-        Self {
-            body: body.into(),
-            tag: None,
-            keys: Vec::new(),
-            sharding_key: None,
-            properties: Vec::new(),
-            delay: None,
-        }
+        Self { body: body.into(), tag: None, keys: Vec::new(), sharding_key: None, properties: Vec::new(), delay: None }
     }
 
     /// A message whose body is a value as JSON.

@@ -205,7 +205,7 @@ impl Producer {
             // The selector chooses now, because it needs the message; the others choose when the message is due.
             let queue = if self.selector.is_some() { Some(self.queue_of(message)?.key().queue) } else { None };
             let topic = self.topic.name().clone();
-            let request = DelayRequest { topic, queue, due, record, flush: self.topic.flush(), reply, permit };
+            let request = DelayRequest { topic, queue, due, record, flush: self.topic.flush(), reply, _permit: permit };
             self.keeper.delay().schedule(request);
             return Ok(());
         }
@@ -217,9 +217,7 @@ impl Producer {
         match delay {
             Delay::For(delay) => now.plus(delay),
             Delay::Until(at) => at,
-            Delay::Level(level) => {
-                now.plus(self.keeper.shared().settings.delay_of_level(level).unwrap_or_default())
-            }
+            Delay::Level(level) => now.plus(self.keeper.shared().settings.delay_of_level(level).unwrap_or_default()),
         }
     }
 }

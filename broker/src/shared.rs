@@ -173,7 +173,10 @@ impl Admission {
             (Ok(messages), Ok(bytes)) if bytes <= self.max_bytes => Ok((messages, bytes)),
             _ => Err(Error::new(
                 ErrorKind::Invalid,
-                format!("{bytes} bytes at once are more than max_in_flight_bytes = {}: split the batch", self.max_bytes),
+                format!(
+                    "{bytes} bytes at once are more than max_in_flight_bytes = {}: split the batch",
+                    self.max_bytes
+                ),
             )),
         }
     }

@@ -46,10 +46,6 @@ impl StateCell {
         self.sender.borrow().clone()
     }
 
-    pub(crate) fn is_running(&self) -> bool {
-        *self.sender.borrow() == BrokerState::Running
-    }
-
     pub(crate) fn watch(&self) -> watch::Receiver<BrokerState> {
         self.sender.subscribe()
     }

@@ -110,7 +110,9 @@ impl Checker for Member {
             match std::panic::AssertUnwindSafe(asked).catch_unwind().await {
                 Ok(Some(decision)) => answer_to.post(TransactionCommand::End { transaction, decision, reply: None }),
                 Ok(None) => {}
-                Err(_) => tracing::warn!(transaction = transaction.0, "a transaction listener panicked: it is asked again"),
+                Err(_) => {
+                    tracing::warn!(transaction = transaction.0, "a transaction listener panicked: it is asked again")
+                }
             }
         });
     }
@@ -138,7 +140,10 @@ impl TransactionProducer {
         let (message, shared) = (message.into(), self.keeper.shared());
         shared.check_running()?;
         if message.delay_ref().is_some() {
-            return Err(Error::new(ErrorKind::Invalid, "a half message cannot be delayed: delay what its consumer sends"));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "a half message cannot be delayed: delay what its consumer sends",
+            ));
         }
         let permit = shared.admission.admit(1, message.payload_bytes()).await?;
         let record = message.to_record(shared.clock.now(), shared.settings.max_body_bytes)?;

@@ -5,9 +5,7 @@
 
 use std::sync::Arc;
 
-use actix::{
-    Actor, ActorFutureExt, AsyncContext, AtomicResponse, Context, Handler, Message, Supervised, WrapFuture,
-};
+use actix::{Actor, ActorFutureExt, AsyncContext, AtomicResponse, Context, Handler, Message, Supervised, WrapFuture};
 use cuemq_storage_api::{GroupName, Timestamp, TopicName, WriteBatch};
 
 use super::delay::undeliverable;
@@ -58,14 +56,15 @@ pub(crate) struct DeleteTopic {
 pub(crate) struct EnsureGroup {
     pub(crate) name: GroupName,
     pub(crate) broadcasting: bool,
+    /// How the group shares queues; `None` keeps what it has.
+    pub(crate) strategy: Option<AssignmentStrategy>,
+    /// How it retries; `None` keeps what it has.
+    pub(crate) retry: Option<RetryPolicy>,
 }
 
 impl RootActor {
     /// Starts the root; `ready` hears when everything that storage has is running.
-    pub(crate) fn start(
-        shared: &Arc<Shared>,
-        ready: tokio::sync::oneshot::Sender<Result<()>>,
-    ) -> actix::Addr<Self> {
+    pub(crate) fn start(shared: &Arc<Shared>, ready: tokio::sync::oneshot::Sender<Result<()>>) -> actix::Addr<Self> {
         let (for_make, identity) = (Arc::clone(shared), Identity::new(KIND, "root"));
         let make = move || Self { shared: for_make, ready: Some(ready) };
         shared.supervision.start(shared.arbiters.control(), identity, make, || {})
@@ -85,13 +84,13 @@ impl RootActor {
             }
         }
         let mut groups = Vec::new();
-        scan_rows::<Error>(&**engine, &group::TABLE, &[], None, usize::MAX, |key, _| {
-            groups.push(group::decode_key(key)?);
+        scan_rows::<Error>(&**engine, &group::TABLE, &[], None, usize::MAX, |key, row| {
+            groups.push((group::decode_key(key)?, GroupRow::decode(row)?));
             Ok(())
         })?;
-        for name in groups {
+        for (name, row) in groups {
             if self.shared.groups.get(&name).is_none() {
-                self.start_group(name);
+                self.start_group(name, &row);
             }
         }
         Ok(())
@@ -111,20 +110,45 @@ impl RootActor {
         Ok(handle)
     }
 
-    fn start_group(&self, name: GroupName) -> Arc<GroupHandle> {
-        let handle = Arc::new(GroupHandle::start(&self.shared, name.clone()));
+    fn start_group(&self, name: GroupName, row: &GroupRow) -> Arc<GroupHandle> {
+        let handle = Arc::new(GroupHandle::start(&self.shared, name.clone(), row));
         self.shared.groups.insert(name, Arc::clone(&handle));
         handle
     }
 
     /// Adds the row of a topic to a batch, unless the topic is there.
-    fn put_topic(&self, name: &TopicName, queues: QueueCount, flush: Option<Flush>, batch: &mut WriteBatch) -> TopicRow {
+    fn put_topic(
+        &self,
+        name: &TopicName,
+        queues: QueueCount,
+        flush: Option<Flush>,
+        batch: &mut WriteBatch,
+    ) -> TopicRow {
         let durable_ack = flush.map(|flush| flush == Flush::Durable);
         let row = TopicRow { queues, durable_ack, created_at: batch.stored_at() };
         if self.shared.topics.get(name).is_none() {
             batch.put(&topic::TABLE, topic::key(name), row.encode());
         }
         row
+    }
+
+    /// The row a group shall have, and whether storage has another one or none.
+    fn group_row(&self, m: &EnsureGroup) -> Result<(GroupRow, bool)> {
+        if let Some(retry) = &m.retry {
+            retry.check()?;
+        }
+        let stored = self.shared.storage.engine().get(&group::TABLE, &group::key(&m.name))?;
+        let stored = stored.map(|row| GroupRow::decode(&row)).transpose()?;
+        let mut row = stored.clone().unwrap_or_else(|| GroupRow {
+            broadcasting: m.broadcasting,
+            strategy: AssignmentStrategy::default(),
+            retry: RetryPolicy::default(),
+            created_at: self.shared.clock.now(),
+        });
+        row.strategy = m.strategy.unwrap_or(row.strategy);
+        row.retry = m.retry.clone().unwrap_or(row.retry);
+        let changed = stored.as_ref() != Some(&row);
+        Ok((row, changed))
     }
 
     fn ensure_running(&self, name: TopicName, row: &TopicRow) -> Result<Arc<TopicHandle>> {
@@ -197,9 +221,8 @@ impl Handler<CreateTopic> for RootActor {
             }
             Ok(row)
         };
-        let started = move |row: Result<TopicRow>, actor: &mut Self, _: &mut Context<Self>| {
-            actor.ensure_running(m.name, &row?)
-        };
+        let started =
+            move |row: Result<TopicRow>, actor: &mut Self, _: &mut Context<Self>| actor.ensure_running(m.name, &row?);
         AtomicResponse::new(Box::pin(stored.into_actor(self).map(started)))
     }
 }
@@ -210,7 +233,10 @@ fn check_new_topic(m: &CreateTopic, existing: Option<&TopicHandle>, topics: usiz
         return Err(Error::new(ErrorKind::Invalid, text));
     }
     if existing.is_some() && m.must_be_new {
-        return Err(Error::new(ErrorKind::Exists, format!("topic {} exists already: use it, or delete it first", m.name)));
+        return Err(Error::new(
+            ErrorKind::Exists,
+            format!("topic {} exists already: use it, or delete it first", m.name),
+        ));
     }
     if existing.is_none() && topics >= MAX_TOPICS {
         let text = format!("the broker has {topics} topics, its limit: delete some that are not needed");
@@ -265,17 +291,15 @@ impl Handler<EnsureGroup> for RootActor {
             let row = self.put_topic(&name, QueueCount::ONE, Some(Flush::Buffered), &mut batch);
             (name, row)
         });
-        if existing.is_none() {
-            let row = GroupRow {
-                broadcasting: m.broadcasting,
-                strategy: AssignmentStrategy::default(),
-                retry: RetryPolicy::default(),
-                created_at: now,
-            };
-            batch.put(&group::TABLE, group::key(&m.name), row.encode());
-        }
+        let row = self.group_row(&m).map(|(row, changed)| {
+            if changed {
+                batch.put(&group::TABLE, group::key(&m.name), row.encode());
+            }
+            (row, changed)
+        });
         let storage = self.shared.storage.clone();
         let stored = async move {
+            let row = row?;
             if full {
                 let text = format!("the broker has {MAX_GROUPS} groups, its limit: use an existing one");
                 return Err(Error::new(ErrorKind::Full, text));
@@ -283,14 +307,18 @@ impl Handler<EnsureGroup> for RootActor {
             if !batch.is_empty() {
                 storage.write_and_wait(batch, Flush::Durable).await?;
             }
-            Ok(())
+            Ok(row)
         };
-        let started = move |stored: Result<()>, actor: &mut Self, _: &mut Context<Self>| {
-            stored?;
-            for (name, row) in rows {
-                actor.ensure_running(name, &row)?;
+        let started = move |stored: Result<(GroupRow, bool)>, actor: &mut Self, _: &mut Context<Self>| {
+            let (row, changed) = stored?;
+            for (name, topic) in rows {
+                actor.ensure_running(name, &topic)?;
             }
-            Ok(existing.unwrap_or_else(|| actor.start_group(m.name)))
+            let Some(handle) = existing else { return Ok(actor.start_group(m.name, &row)) };
+            if changed {
+                handle.post(GroupRequest::Configure { strategy: row.strategy, retry: row.retry });
+            }
+            Ok(handle)
         };
         AtomicResponse::new(Box::pin(stored.into_actor(self).map(started)))
     }

@@ -5,15 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use actix::Recipient;
-use cuemq_storage_api::{Timestamp, TopicName};
+use cuemq_storage_api::{GroupName, Timestamp, TopicName};
 
 use super::session::Session;
 use super::{Consumer, WorkerHandle};
 use crate::actors::gateway::Deliver;
 use crate::actors::group::{GroupRequest, Start};
+use crate::actors::root::EnsureGroup;
 use crate::broker::Keeper;
+use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::filter::TagFilter;
 use crate::domain::member::MemberId;
+use crate::domain::retry::RetryPolicy;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where a group begins with a queue that it never read. Afterwards it goes on from its committed offset.
@@ -38,6 +41,8 @@ pub struct ConsumerBuilder {
     ordered: bool,
     broadcasting: bool,
     start: StartAt,
+    strategy: Option<AssignmentStrategy>,
+    retry: Option<RetryPolicy>,
 }
 
 /// Tells members apart that chose no name.
@@ -53,6 +58,8 @@ impl ConsumerBuilder {
             ordered: false,
             broadcasting: false,
             start: StartAt::default(),
+            strategy: None,
+            retry: None,
         }
     }
 
@@ -100,6 +107,21 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Sets how the group shares queues among its members, from now on and after a restart.
+    #[must_use]
+    pub fn assignment(mut self, strategy: AssignmentStrategy) -> Self {
+        self.strategy = Some(strategy);
+        self
+    }
+
+    /// Sets when the group has failed messages delivered again, from now on and after a restart. The setting
+    /// `max_redeliveries` is the upper bound.
+    #[must_use]
+    pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
+        self.retry = Some(policy);
+        self
+    }
+
     /// Joins the group. Topics that do not exist are created if the settings allow it.
     ///
     /// # Errors
@@ -124,7 +146,10 @@ impl ConsumerBuilder {
             }
             filters.push((handle.name().clone(), TagFilter::parse(tags)?));
         }
-        let group = self.keeper.group(&self.group, self.broadcasting).await?;
+        let name = GroupName::new(&self.group)?;
+        let (strategy, retry) = (self.strategy, self.retry);
+        let ensure = EnsureGroup { name, broadcasting: self.broadcasting, strategy, retry };
+        let group = self.keeper.group(ensure).await?;
         let mut topics: BTreeSet<TopicName> = filters.iter().map(|(topic, _)| topic.clone()).collect();
         if !self.broadcasting {
             topics.insert(TopicName::retry_of(group.name()));

@@ -110,10 +110,6 @@ impl Received {
         self.stored.stored_at
     }
 
-    pub(crate) fn stored(&self) -> &StoredRecord {
-        &self.stored
-    }
-
     fn property_of_broker(&self, name: &str) -> Option<&str> {
         self.stored.record.attributes.property(name)
     }

@@ -82,7 +82,11 @@ pub(crate) struct Given {
 pub(crate) enum Next {
     Record(Box<Given>),
     /// Records that no subscription wants: done without a delivery.
-    Skipped { key: QueueKey, lease: Lease, ranges: Vec<Range<QueueOffset>> },
+    Skipped {
+        key: QueueKey,
+        lease: Lease,
+        ranges: Vec<Range<QueueOffset>>,
+    },
     /// Nothing now; look again when the signal comes or at this time.
     Wait(Option<Timestamp>),
 }

@@ -53,9 +53,8 @@ impl Consumer {
             let delivery = {
                 let next = std::pin::pin!(self.next());
                 // Handlers go on while nothing new is there; with none left, only a message or the stop matter.
-                let finished = async {
-                    if running.is_empty() { std::future::pending().await } else { running.next().await }
-                };
+                let finished =
+                    async { if running.is_empty() { std::future::pending().await } else { running.next().await } };
                 match select(next, select(std::pin::pin!(finished), &mut stop)).await {
                     Either::Left((delivery, _)) => Some(delivery?),
                     Either::Right((Either::Left(_), _)) => None,

@@ -2,11 +2,6 @@
 //!
 //! A machine is told what happened and at which time; it answers with values or with effects that somebody else
 //! performs. So every rule is tested without a runtime, by comparing values.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "the actors and the public face that use these machines are being written"
-)]
 
 pub(crate) mod assignment;
 pub(crate) mod delay;

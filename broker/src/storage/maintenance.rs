@@ -47,9 +47,8 @@ fn wait(stopping: &(Mutex<bool>, Condvar)) -> bool {
 }
 
 fn maintain(engine: &dyn Engine, clock: &Clock, state: &StateCell) {
-    let done = catch_unwind(AssertUnwindSafe(|| engine.maintain(clock.now()))).unwrap_or_else(|_| {
-        Err(StorageError::unknown(ErrorKind::Poisoned, "maintain", "the engine panicked"))
-    });
+    let done = catch_unwind(AssertUnwindSafe(|| engine.maintain(clock.now())))
+        .unwrap_or_else(|_| Err(StorageError::unknown(ErrorKind::Poisoned, "maintain", "the engine panicked")));
     match done {
         Ok(done) if done.freed_bytes > 0 || done.expired_records > 0 => {
             tracing::info!(done.freed_bytes, done.expired_records, "records expired");

@@ -78,13 +78,13 @@ impl Shared {
     fn serve(&self, engine: &dyn Engine, state: &StateCell) {
         while let Some(waiting) = self.next() {
             let span = tracing::trace_span!("sync", waiters = waiting.len()).entered();
-            let synced = catch_unwind(AssertUnwindSafe(|| engine.sync())).unwrap_or_else(|_| {
-                Err(StorageError::unknown(ErrorKind::Poisoned, "sync", "the engine panicked"))
-            });
+            let synced = catch_unwind(AssertUnwindSafe(|| engine.sync()))
+                .unwrap_or_else(|_| Err(StorageError::unknown(ErrorKind::Poisoned, "sync", "the engine panicked")));
             drop(span);
             let synced = synced.and_then(|mark| {
                 let covered = waiting.iter().all(|landed| landed.mark() <= mark);
-                let short = || StorageError::unknown(ErrorKind::Poisoned, "sync", "the sync covers less than was applied");
+                let short =
+                    || StorageError::unknown(ErrorKind::Poisoned, "sync", "the sync covers less than was applied");
                 covered.then_some(()).ok_or_else(short)
             });
             if let Err(error) = &synced {

@@ -32,11 +32,7 @@ pub(crate) struct QueueTail {
 
 impl QueueTail {
     fn new(visible: QueueOffset) -> Self {
-        Self {
-            visible: AtomicU64::new(visible.get()),
-            listened: AtomicBool::new(false),
-            listeners: Mutex::default(),
-        }
+        Self { visible: AtomicU64::new(visible.get()), listened: AtomicBool::new(false), listeners: Mutex::default() }
     }
 
     pub(crate) fn visible(&self) -> QueueOffset {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use cuemq_storage_api::{
-    Applied, Appended, Engine, LogPosition, Mark, QueueOffset, Result, StorageError, Timestamp, WriteBatch,
+    Appended, Applied, Engine, LogPosition, Mark, QueueOffset, Result, StorageError, Timestamp, WriteBatch,
     WriteOperation,
 };
 
@@ -20,7 +20,6 @@ pub(crate) struct Stored {
     pub(crate) appends: Vec<Appended>,
     /// One position per appended record.
     pub(crate) positions: Vec<LogPosition>,
-    pub(crate) stored_at: Timestamp,
     pub(crate) level: AckLevel,
 }
 
@@ -98,7 +97,7 @@ pub(super) fn split(applied: &Applied, parts: Vec<Part>) -> impl Iterator<Item =
         let positions = applied.positions[record..record + part.records].to_vec();
         append += part.tails.len();
         record += part.records;
-        Landed { part, appends, positions, stored_at: applied.stored_at, mark: applied.mark }
+        Landed { part, appends, positions, mark: applied.mark }
     })
 }
 
@@ -107,7 +106,6 @@ pub(super) struct Landed {
     part: Part,
     appends: Vec<Appended>,
     positions: Vec<LogPosition>,
-    stored_at: Timestamp,
     mark: Mark,
 }
 
@@ -126,7 +124,7 @@ impl Landed {
             let end = QueueOffset::new(appended.first.get() + u64::from(appended.count));
             tail.advance(end);
         }
-        let stored = Stored { appends: self.appends, positions: self.positions, stored_at: self.stored_at, level };
+        let stored = Stored { appends: self.appends, positions: self.positions, level };
         (self.part.done)(Ok(stored));
     }
 

@@ -28,7 +28,8 @@ pub(crate) struct DelayRequest {
     pub(crate) record: Record,
     pub(crate) flush: Flush,
     pub(crate) reply: Reply,
-    pub(crate) permit: Permit,
+    /// Held until the sender has its answer.
+    pub(crate) _permit: Permit,
 }
 
 impl DelayRequest {

@@ -10,6 +10,7 @@ use crate::actors::mailbox::Inbox;
 use crate::actors::supervisor::Identity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shared::Shared;
+use crate::tables::group::GroupRow;
 use tokio::sync::oneshot;
 
 use super::messages::Answer;
@@ -24,12 +25,13 @@ pub(crate) struct GroupHandle {
 
 impl GroupHandle {
     /// Starts the group's actor.
-    pub(crate) fn start(shared: &Arc<Shared>, name: GroupName) -> Self {
+    pub(crate) fn start(shared: &Arc<Shared>, name: GroupName, row: &GroupRow) -> Self {
         let inbox = Inbox::new();
         let identity = Identity::new(KIND, &name);
         let (for_actor, abandoned) = (Arc::clone(&inbox), Arc::clone(&inbox));
         let (actor_shared, actor_name, text) = (Arc::clone(shared), name.clone(), Arc::clone(&identity.name));
-        let make = move || GroupActor::new(actor_shared, actor_name, text, for_actor);
+        let row = row.clone();
+        let make = move || GroupActor::new(actor_shared, actor_name, text, for_actor, &row);
         // Dropped requests tell their askers that the outcome is unknown.
         let orphaned = move || drop(abandoned.close());
         let address = shared.supervision.start(shared.arbiters.carrier(), identity, make, orphaned);

@@ -9,8 +9,10 @@ use cuemq_storage_api::{QueueKey, QueueOffset, StoredRecord, Timestamp, TopicNam
 use tokio::sync::oneshot;
 
 use crate::consumer::session::Session;
+use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
+use crate::domain::retry::RetryPolicy;
 use crate::error::Result;
 use crate::message::MessageId;
 
@@ -42,6 +44,8 @@ pub(crate) enum GroupRequest {
     Reset { queue: QueueKey, to: QueueOffset, reply: Answer<()> },
     /// What the group looks like now.
     Describe { reply: Answer<GroupDescription> },
+    /// How the group shares queues and retries, from now on.
+    Configure { strategy: AssignmentStrategy, retry: RetryPolicy },
     /// A topic was created, grew or was deleted.
     TopicChanged { topic: TopicName },
     /// The broker stops or has failed: every session ends.
@@ -60,6 +64,7 @@ impl GroupRequest {
             Self::Committed { .. } => "Committed",
             Self::Reset { .. } => "Reset",
             Self::Describe { .. } => "Describe",
+            Self::Configure { .. } => "Configure",
             Self::TopicChanged { .. } => "TopicChanged",
             Self::Close { .. } => "Close",
         }

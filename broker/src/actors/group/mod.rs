@@ -23,7 +23,6 @@ pub use messages::{GroupDescription, MemberDescription, QueueLag};
 use super::mailbox::{Drain, Inbox};
 use super::supervisor::fail_start;
 use crate::consumer::session::{Granted, Session};
-use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::MemberId;
 use crate::domain::membership::{Lease, Membership, MembershipEffect, MembershipSettings};
 use crate::domain::retry::RetryPolicy;
@@ -31,7 +30,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_ACK_DRAIN, MAX_MEMBERS, MAX_SUBSCRIPTIONS, REVOKE_PATIENCE};
 use crate::settings::Flush;
 use crate::shared::Shared;
-use offsets::{Offsets, OffsetOwner};
+use crate::tables::group::GroupRow;
+use offsets::{OffsetOwner, Offsets};
 
 pub(crate) const KIND: &str = "group";
 
@@ -101,14 +101,15 @@ impl GroupActor {
         group: GroupName,
         name: Arc<str>,
         inbox: Arc<Inbox<GroupRequest>>,
+        row: &GroupRow,
     ) -> Self {
         let settings = MembershipSettings {
-            strategy: AssignmentStrategy::default(),
+            strategy: row.strategy,
             revoke_patience: REVOKE_PATIENCE,
             max_members: MAX_MEMBERS,
             max_subscriptions: MAX_SUBSCRIPTIONS,
         };
-        let policy = RetryPolicy::default().at_most(shared.settings.max_redeliveries);
+        let policy = row.retry.clone().at_most(shared.settings.max_redeliveries);
         Self {
             offsets: Offsets::new(group.clone()),
             shared,
@@ -151,7 +152,9 @@ impl GroupActor {
             GroupRequest::Acknowledge { member, queue, lease, ranges, reply } => {
                 let owner = self.owner(&member);
                 match self.check_lease(&member, &queue, lease) {
-                    Ok(()) => self.offsets.acknowledge(&self.shared, &OffsetOwner { queue, member: owner }, ranges, reply),
+                    Ok(()) => {
+                        self.offsets.acknowledge(&self.shared, &OffsetOwner { queue, member: owner }, ranges, reply)
+                    }
                     Err(stale) => answer(reply, Err(stale)),
                 }
             }
@@ -164,6 +167,12 @@ impl GroupActor {
                 let _ = reply.send(self.describe());
             }
             GroupRequest::TopicChanged { topic } => self.topic_changed(&topic, ctx),
+            GroupRequest::Configure { strategy, retry } => {
+                self.policy = retry.at_most(self.shared.settings.max_redeliveries);
+                let mut effects = Vec::new();
+                self.membership.set_strategy(strategy, self.shared.clock.now(), &mut effects);
+                self.perform(effects, ctx);
+            }
             GroupRequest::Close { why } => self.sessions.values().for_each(|joined| joined.session.close(&why)),
         }
     }

@@ -48,18 +48,25 @@ impl Offsets {
         let engine = shared.storage.engine();
         let keys = consumer_offset::keys_of_group(&self.group);
         let (group, progress_of, changed) = (&self.group, &mut self.progress, &mut self.changed);
-        scan_rows::<Error>(&**engine, &consumer_offset::TABLE, &keys.start, Some(&keys.end), usize::MAX, |key, row| {
-            let (key, row) = (consumer_offset::decode_key(key)?, ConsumerOffsetRow::decode(row)?);
-            let end = engine.bounds(&key.queue)?.end;
-            let (progress, clamped) = Progress::recover(row.committed, row.acked, end);
-            let owner = OffsetOwner { queue: key.queue, member: key.member };
-            if let Some(clamped) = clamped {
-                tracing::warn!(%group, queue = %owner.queue, ?clamped, "a committed offset lay above the log's end");
-                changed.insert(owner.clone());
-            }
-            progress_of.insert(owner, progress);
-            Ok(())
-        })?;
+        scan_rows::<Error>(
+            &**engine,
+            &consumer_offset::TABLE,
+            &keys.start,
+            Some(&keys.end),
+            usize::MAX,
+            |key, row| {
+                let (key, row) = (consumer_offset::decode_key(key)?, ConsumerOffsetRow::decode(row)?);
+                let end = engine.bounds(&key.queue)?.end;
+                let (progress, clamped) = Progress::recover(row.committed, row.acked, end);
+                let owner = OffsetOwner { queue: key.queue, member: key.member };
+                if let Some(clamped) = clamped {
+                    tracing::warn!(%group, queue = %owner.queue, ?clamped, "a committed offset lay above the log's end");
+                    changed.insert(owner.clone());
+                }
+                progress_of.insert(owner, progress);
+                Ok(())
+            },
+        )?;
         let unwritten = std::mem::take(&mut self.unwritten);
         for change in unwritten {
             self.apply(shared, change)?;

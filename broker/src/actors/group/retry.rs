@@ -4,10 +4,10 @@ use cuemq_storage_api::{Attribute, AttributesBuilder, QueueId, QueueKey, Record,
 
 use super::offsets::OffsetOwner;
 use super::{GroupActor, RetryRequest};
+use crate::domain::delay::TimerKey;
 use crate::error::Result;
 use crate::message::{ATTEMPTS, DEAD_REASON, ORIGIN_ID, ORIGIN_TOPIC};
 use crate::settings::Flush;
-use crate::domain::delay::TimerKey;
 use crate::tables::delay::{self, DelayOrigin, DelayRow};
 
 impl GroupActor {

@@ -85,8 +85,6 @@ impl QueueActor {
         let mut batch = WriteBatch::new(self.shared.clock.now());
         batch.append_all(&self.key, records);
         let (key, store_id) = (self.key.clone(), self.shared.store_id);
-        self.shared
-            .storage
-            .write(batch, self.flush, move |result| messages::answer(&key, store_id, waiting, &result));
+        self.shared.storage.write(batch, self.flush, move |result| messages::answer(&key, store_id, waiting, &result));
     }
 }

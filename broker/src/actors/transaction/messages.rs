@@ -24,11 +24,7 @@ pub(crate) enum TransactionCommand {
     /// Decides; without a reply when a check was answered.
     End { transaction: TransactionId, decision: Decision, reply: Option<Answer<Option<Receipt>>> },
     /// The write of a decision has an outcome.
-    Finished {
-        transaction: TransactionId,
-        at: Timestamp,
-        receipt: std::result::Result<Option<Receipt>, SharedError>,
-    },
+    Finished { transaction: TransactionId, at: Timestamp, receipt: Finish },
     /// A producer that can be asked.
     Register(Arc<dyn Checker>),
     /// It is gone.
@@ -48,6 +44,9 @@ impl TransactionCommand {
         }
     }
 }
+
+/// The outcome of a decision's write, with the receipt of a committed message.
+pub(crate) type Finish = Result<Option<Receipt>, SharedError>;
 
 /// See [`TransactionCommand::Begin`].
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, 
 use cuemq_storage_api::{QueueId, QueueKey, Timestamp, TopicName, WriteBatch};
 
 pub(crate) use handle::TransactionHandle;
-pub(crate) use messages::{BeginRequest, Checker, TransactionCommand};
+pub(crate) use messages::{BeginRequest, Checker, Finish, TransactionCommand};
 
 use super::mailbox::{Drain, Inbox};
 use super::supervisor::fail_start;
@@ -22,7 +22,7 @@ use crate::actors::group::Answer;
 use crate::domain::transaction::{
     Decision, EndRefused, Ending, TransactionEffect, TransactionId, TransactionSettings, Transactions,
 };
-use crate::error::{Error, ErrorKind, Result, SharedError};
+use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_HALF_MESSAGES, YIELD_AFTER};
 use crate::message::{MessageId, Receipt};
 use crate::settings::{BrokerSettings, Flush};
@@ -234,12 +234,7 @@ impl TransactionActor {
         Ok(())
     }
 
-    fn finished(
-        &mut self,
-        transaction: TransactionId,
-        at: Timestamp,
-        receipt: std::result::Result<Option<Receipt>, SharedError>,
-    ) {
+    fn finished(&mut self, transaction: TransactionId, at: Timestamp, receipt: Finish) {
         let mut effects = Vec::new();
         match &receipt {
             Ok(_) => self.machine.decided(transaction, at, &mut effects),
@@ -324,11 +319,7 @@ fn settings(broker: &BrokerSettings) -> TransactionSettings {
     }
 }
 
-fn receipt(
-    result: &WriteResult,
-    target: Option<QueueKey>,
-    store_id: u64,
-) -> std::result::Result<Option<Receipt>, SharedError> {
+fn receipt(result: &WriteResult, target: Option<QueueKey>, store_id: u64) -> Finish {
     let stored = result.as_ref().map_err(Clone::clone)?;
     Ok(target.map(|queue| Receipt {
         topic: queue.topic,
