@@ -23,6 +23,8 @@ pub const CASES_VARIABLE: &str = "CUEMQ_MODEL_CASES";
 pub const SEED_VARIABLE: &str = "CUEMQ_MODEL_SEED";
 
 const CASES: u32 = 48;
+/// Times at which a run asks for keys in the end.
+const MOST_TIMES: usize = 8;
 const MOST_SHRINK_STEPS: u32 = 1_000;
 const RETENTION: Retention =
     Retention { age: Duration::from_millis(10_000), max_bytes: None, disk_watermark_percent: 100 };
@@ -327,19 +329,27 @@ impl<F: Fixture> Run<F> {
         (0..self.positions.len()).for_each(|index| self.compare_position(index));
     }
 
-    /// Asks for every time, key and range that can make a difference.
+    /// Asks for the times, keys and ranges that can make a difference.
     fn compare_lookups(&self) {
+        let mut times = Vec::new();
         for queue in steps::queues() {
-            for stored in read_all(&self.model, &queue) {
-                for time in [stored.stored_at, stored.stored_at.plus(Duration::from_millis(1))] {
-                    let answer = self.engine().offset_at(&queue, time).unwrap();
-                    assert_eq!(answer, self.model.offset_at(&queue, time).unwrap(), "offset_at {queue} {time}");
-                }
-                for key in KEYS {
-                    let (topic, to) = (&queue.topic, stored.stored_at);
-                    self.compare_found(KeyQuery { topic, key, from: Timestamp::MIN, to, limit: 3 });
-                    self.compare_found(KeyQuery { topic, key, from: to, to: Timestamp::MAX, limit: usize::MAX });
-                }
+            times.extend(read_all(&self.model, &queue).into_iter().map(|stored| stored.stored_at));
+        }
+        times.sort_unstable();
+        times.dedup();
+        let queues = steps::queues();
+        for (queue, time) in queues.iter().flat_map(|queue| times.iter().map(move |time| (queue, *time))) {
+            for time in [time, time.plus(Duration::from_millis(1))] {
+                let answer = self.engine().offset_at(queue, time).unwrap();
+                assert_eq!(answer, self.model.offset_at(queue, time).unwrap(), "offset_at {queue} {time}");
+            }
+        }
+        let keys = || TOPICS.map(topic).into_iter().flat_map(|topic| KEYS.map(|key| (topic.clone(), key)));
+        for time in times.iter().step_by(times.len() / MOST_TIMES + 1) {
+            for (topic, key) in keys() {
+                let query = KeyQuery { topic: &topic, key, from: Timestamp::MIN, to: *time, limit: 3 };
+                self.compare_found(query);
+                self.compare_found(KeyQuery { from: *time, to: Timestamp::MAX, limit: usize::MAX, ..query });
             }
         }
         for table in TABLES {
