@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cuemq_storage_api::Timestamp;
+use cuemq_storage_api::limits::MAX_POSITION;
 
 use super::INDEX_DIRECTORY;
 use super::layout::{ENTRY_BYTES, Entry, EntryBytes, HEADER_BYTES, Layout, SLOT_BYTES, seconds_since};
@@ -44,6 +45,8 @@ pub(super) struct IndexFile {
     layout: Layout,
     path: String,
     begin_time: Timestamp,
+    /// No entry points below this.
+    begin_position: u64,
 }
 
 impl IndexFile {
@@ -54,13 +57,17 @@ impl IndexFile {
         file.set_len(0)?;
         file.set_len(layout.file_bytes())?;
         files.sync_directory(INDEX_DIRECTORY)?;
-        Ok(Self { file, layout, path, begin_time: state.begin_time })
+        Ok(Self::over(file, layout, path, state))
     }
 
     pub(super) fn open(files: &dyn FileLayer, layout: Layout, state: &FileState) -> io::Result<Self> {
         let path = state.path();
         let file = files.open(&path, OpenMode::Existing)?;
-        Ok(Self { file, layout, path, begin_time: state.begin_time })
+        Ok(Self::over(file, layout, path, state))
+    }
+
+    fn over(file: Arc<dyn LayerFile>, layout: Layout, path: String, state: &FileState) -> Self {
+        Self { file, layout, path, begin_time: state.begin_time, begin_position: state.begin_position }
     }
 
     /// Checks what can be checked without reading it all.
@@ -167,6 +174,9 @@ impl IndexFile {
         let entry = self.entry(number)?;
         if self.layout.slot_of(entry.hash) != slot {
             return Err(self.damaged("has a chain that leaves its slot"));
+        }
+        if !(self.begin_position..=MAX_POSITION).contains(&entry.position) {
+            return Err(self.damaged("has an entry that points out of its range"));
         }
         Ok(entry)
     }

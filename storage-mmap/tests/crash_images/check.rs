@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cuemq_storage_api::{
-    Engine, FetchLimit, FetchRequest, KeyQuery, QueueKey, QueueOffset, Table, Timestamp, TopicName,
+    Engine, FetchLimit, FetchRequest, KeyQuery, QueueKey, QueueOffset, StorageError, StoredRecord, Timestamp, TopicName,
 };
 use cuemq_storage_mmap::files::memory::{Choices, SeededChoices};
 use cuemq_storage_mmap::files::{FileLayer, MemoryFiles, OpenMode};
@@ -21,25 +21,37 @@ pub(crate) struct Expected<'a> {
     pub(crate) expired: &'a BTreeMap<QueueKey, u64>,
 }
 
-/// Checks that the store holds a whole number of batches within the bounds, all of each, and nothing else. Returns how
-/// many.
+/// Checks everything that can be asked of a store. Returns how many batches it holds.
 pub(crate) fn content(
     engine: &MmapEngine,
     expected: Expected<'_>,
     choices: &mut SeededChoices,
 ) -> Result<usize, String> {
+    let count = stored(engine, expected)?;
+    let truth = expected.ledger.truth(count);
+    let mut mins = BTreeMap::new();
+    for (key, bounds) in engine.queues().map_err(failed)? {
+        time(engine, &key, &truth.queues[&key], bounds.start.get(), choices)?;
+        mins.insert(key, bounds.start.get());
+    }
+    keys_found(engine, &truth, &mins, choices)?;
+    Ok(count)
+}
+
+/// Checks that the store holds a whole number of batches within the bounds, all rows and records of each, and nothing
+/// else. Returns how many.
+pub(crate) fn stored(engine: &MmapEngine, expected: Expected<'_>) -> Result<usize, String> {
     let count = batches(engine, expected.ledger)?;
     if !(expected.least..=expected.most).contains(&count) {
         return Err(format!("{count} batches are there, but {} were durable, {} begun", expected.least, expected.most));
     }
     let truth = expected.ledger.truth(count);
     tables(engine, &truth)?;
-    let listed = engine.queues().map_err(text)?;
+    let listed = engine.queues().map_err(failed)?;
     let keys: Vec<&QueueKey> = listed.iter().map(|(key, _)| key).collect();
     if keys != truth.queues.keys().collect::<Vec<_>>() {
         return Err(format!("the queues are {keys:?}"));
     }
-    let mut mins = BTreeMap::new();
     for (key, bounds) in &listed {
         let queue = &truth.queues[key];
         let (min, end) = (bounds.start.get(), bounds.end.get());
@@ -48,11 +60,18 @@ pub(crate) fn content(
             return Err(format!("{key} has {min}..{end}, but {:?} up to {highest} expired", queue.bounds()));
         }
         records(engine, key, queue, min)?;
-        time(engine, key, queue, min, choices)?;
-        mins.insert(key.clone(), min);
     }
-    keys_found(engine, &truth, &mins, choices)?;
     Ok(count)
+}
+
+/// The error of an engine, its kind first.
+pub(crate) fn failed(error: StorageError) -> String {
+    failed_ref(&error)
+}
+
+/// The same for an error that is only looked at.
+pub(crate) fn failed_ref(error: &StorageError) -> String {
+    format!("{:?}: {error}", error.kind())
 }
 
 fn text(error: impl std::fmt::Display) -> String {
@@ -60,25 +79,21 @@ fn text(error: impl std::fmt::Display) -> String {
 }
 
 fn batches(engine: &MmapEngine, ledger: &Ledger) -> Result<usize, String> {
-    let Some(value) = engine.get(&NEWEST, NEWEST_KEY).map_err(text)? else { return Ok(0) };
+    let Some(value) = engine.get(&NEWEST, NEWEST_KEY).map_err(failed)? else { return Ok(0) };
     let number = value.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)).ok_or("a cut row")?;
     ledger.up_to(number).ok_or_else(|| format!("batch {number} is there, which was lost before or never written"))
 }
 
 fn tables(engine: &MmapEngine, truth: &Truth) -> Result<(), String> {
     for table in [NEWEST, ROWS] {
-        let found = engine.scan(&table, &[], None, usize::MAX).map_err(text)?;
+        let found = engine.scan(&table, &[], None, usize::MAX).map_err(failed)?;
         let expected = truth.tables.get(&table);
         let same = match expected {
             None => found.is_empty(),
             Some(rows) => found.iter().map(|(key, value)| (key, value)).eq(rows.iter()),
         };
         if !same {
-            return Err(format!(
-                "table {} has {} rows: {found:?}, expected {expected:?}",
-                Table::as_str(&table),
-                found.len()
-            ));
+            return Err(format!("table {} has {} rows: {found:?}, expected {expected:?}", table, found.len()));
         }
     }
     Ok(())
@@ -88,7 +103,7 @@ fn records(engine: &MmapEngine, key: &QueueKey, queue: &QueueTruth, min: u64) ->
     let mut next = min;
     while next < queue.bounds().end {
         let request = FetchRequest::all(key, QueueOffset::new(next), FetchLimit::messages(100));
-        let fetch = engine.fetch(request).map_err(|error| format!("{key} from {next}: {error}"))?;
+        let fetch = engine.fetch(request).map_err(failed)?;
         if fetch.records.is_empty() || fetch.next.get() != next + fetch.records.len() as u64 {
             return Err(format!("{key} stops at {next}"));
         }
@@ -115,14 +130,13 @@ fn time(
         return Ok(());
     }
     let asked = &queue.records[choices.pick(queue.records.len())];
-    let found = engine.offset_at(key, asked.stored_at).map_err(text)?.get();
-    let later =
-        |record: &&cuemq_storage_api::StoredRecord| record.offset.get() >= min && record.stored_at >= asked.stored_at;
+    let found = engine.offset_at(key, asked.stored_at).map_err(failed)?.get();
+    let later = |record: &&StoredRecord| record.offset.get() >= min && record.stored_at >= asked.stored_at;
     let expected = queue.records.iter().find(later).map_or(queue.bounds().end, |record| record.offset.get());
     if found != expected {
         return Err(format!("{key} at {} begins with {found}, expected {expected}", asked.stored_at));
     }
-    let located = engine.record_at(asked.position).map_err(text)?;
+    let located = engine.record_at(asked.position).map_err(failed)?;
     let wanted = (asked.offset.get() >= min).then_some(asked);
     if located.as_ref().map(|located| (&located.queue, &located.stored)) != wanted.map(|record| (key, record)) {
         return Err(format!("position {} holds {located:?}, expected {wanted:?}", asked.position));
@@ -149,7 +163,7 @@ fn keys_found(
         .collect();
     expected.sort_by_key(|(_, record)| std::cmp::Reverse(record.position));
     let query = KeyQuery { topic: &topic, key, from: Timestamp::MIN, to: Timestamp::MAX, limit: usize::MAX };
-    let found = engine.find(query).map_err(|error| format!("find {key}: {error}"))?;
+    let found = engine.find(query).map_err(failed)?;
     if !found.iter().map(|located| (&located.queue, &located.stored)).eq(expected.iter().copied()) {
         return Err(format!("{key} in {topic} is found {} times, expected {}", found.len(), expected.len()));
     }

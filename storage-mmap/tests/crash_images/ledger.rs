@@ -52,6 +52,16 @@ impl Ledger {
         self.batches.push(Landed { number, batch, applied });
     }
 
+    /// Adds the batch that another ledger has at this place: what a write of unknown outcome would have become.
+    pub(crate) fn push_from(&mut self, other: &Self) {
+        self.batches.push(other.batches[self.batches.len()].clone());
+    }
+
+    /// How many batches end at or below a position of the log.
+    pub(crate) fn ended_by(&self, position: u64) -> usize {
+        self.batches.iter().take_while(|landed| landed.applied.mark.0 <= position).count()
+    }
+
     /// Forgets the batches that a crash lost.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.batches.truncate(len);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cuemq_storage_api::{
-    AttributesBuilder, Engine, QueueId, QueueKey, QueueOffset, Record, Timestamp, TopicName, WriteBatch,
+    AttributesBuilder, Engine, QueueId, QueueKey, QueueOffset, Record, Result, Timestamp, TopicName, WriteBatch,
 };
 use cuemq_storage_mmap::files::memory::{Choices, SeededChoices};
 use cuemq_storage_mmap::files::{FileLayer, MemoryFiles};
@@ -57,12 +57,7 @@ pub(crate) struct Life<'a> {
 impl<'a> Life<'a> {
     /// Begins with a store that was just opened on a layer that began to record before; what `ledger` has was durable
     /// by then.
-    pub(crate) fn begin(
-        engine: MmapEngine,
-        files: MemoryFiles,
-        ledger: Ledger,
-        numbers: &'a mut u64,
-    ) -> Result<Self, String> {
+    pub(crate) fn begin(engine: MmapEngine, files: MemoryFiles, ledger: Ledger, numbers: &'a mut u64) -> Result<Self> {
         let durable = ledger.len();
         let promise = Promise { moment: 0, durable, begun: durable };
         let clock = i64::try_from(*numbers).expect("few batches") * 1000;
@@ -72,8 +67,8 @@ impl<'a> Life<'a> {
         Ok(life)
     }
 
-    fn see_minima(&mut self) -> Result<(), String> {
-        for (queue, bounds) in self.engine.queues().map_err(|error| format!("queues: {error}"))? {
+    fn see_minima(&mut self) -> Result<()> {
+        for (queue, bounds) in self.engine.queues()? {
             self.expired.insert(queue, bounds.start.get());
         }
         Ok(())
@@ -88,14 +83,24 @@ impl<'a> Life<'a> {
         (durable, begun.map_or(durable, |promise| promise.begun).max(durable))
     }
 
+    /// So many batches survive every crash from now on.
+    pub(crate) fn durable(&self) -> usize {
+        self.promises.last().map_or(0, |promise| promise.durable)
+    }
+
+    /// Sets how many batches survive every crash from now on.
+    pub(crate) fn promise_durable(&mut self, durable: usize) {
+        self.promises.push(Promise { moment: self.files.moment(), durable, begun: self.ledger.len().max(durable) });
+    }
+
     fn promise(&mut self, durable: bool, begun: usize) {
         let before = self.promises.last().map_or(0, |promise| promise.durable);
         let durable = if durable { self.ledger.len() } else { before };
         self.promises.push(Promise { moment: self.files.moment(), durable, begun });
     }
 
-    /// One random step. `Err` is what the engine answered: no step of a workload may fail.
-    pub(crate) fn step(&mut self, choices: &mut SeededChoices) -> Result<(), String> {
+    /// One random step. It draws the same choices whatever the engine answers.
+    pub(crate) fn step(&mut self, choices: &mut SeededChoices) -> Result<()> {
         match choices.pick(20) {
             0..12 => self.apply(choices),
             12..16 => self.sync(),
@@ -104,7 +109,7 @@ impl<'a> Life<'a> {
         }
     }
 
-    pub(crate) fn apply(&mut self, choices: &mut SeededChoices) -> Result<(), String> {
+    pub(crate) fn apply(&mut self, choices: &mut SeededChoices) -> Result<()> {
         let mut batch = self.begin_batch(choices);
         for _ in 0..choices.pick(4) {
             let queue = queue(choices);
@@ -121,7 +126,7 @@ impl<'a> Life<'a> {
         self.land(batch)
     }
 
-    fn trim(&mut self, choices: &mut SeededChoices) -> Result<(), String> {
+    fn trim(&mut self, choices: &mut SeededChoices) -> Result<()> {
         let mut batch = self.begin_batch(choices);
         batch.trim(&queue(choices), QueueOffset::new(choices.pick(12) as u64));
         self.land(batch)
@@ -152,32 +157,30 @@ impl<'a> Life<'a> {
         Record::new(body, Timestamp::from_millis(5)).with_attributes(attributes)
     }
 
-    fn land(&mut self, batch: WriteBatch) -> Result<(), String> {
+    fn land(&mut self, batch: WriteBatch) -> Result<()> {
         // Begun before the first write of the batch, so that a crash in the middle of it may show it.
         self.promise(false, self.ledger.len() + 1);
-        let applied = self.engine.apply(batch.clone()).map_err(|error| format!("apply: {error}"))?;
+        let applied = self.engine.apply(batch.clone())?;
         self.ledger.push(*self.numbers, batch, applied);
         Ok(())
     }
 
-    pub(crate) fn sync(&mut self) -> Result<(), String> {
-        let mark = self.engine.sync().map_err(|error| format!("sync: {error}"))?;
-        if mark != self.engine.durable() {
-            return Err(format!("sync returned {mark:?}, durable is {:?}", self.engine.durable()));
-        }
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        let mark = self.engine.sync()?;
+        assert_eq!(mark, self.engine.durable(), "what sync returns is durable");
         self.promise(true, self.ledger.len());
         Ok(())
     }
 
-    pub(crate) fn maintain(&mut self) -> Result<(), String> {
+    pub(crate) fn maintain(&mut self) -> Result<()> {
         let now = Timestamp::from_millis(self.clock);
-        self.engine.maintain(now).map_err(|error| format!("maintain: {error}"))?;
+        self.engine.maintain(now)?;
         self.see_minima()
     }
 
     /// Closes the store; everything is durable then.
-    pub(crate) fn close(&mut self) -> Result<(), String> {
-        self.engine.close().map_err(|error| format!("close: {error}"))?;
+    pub(crate) fn close(&mut self) -> Result<()> {
+        self.engine.close()?;
         self.promise(true, self.ledger.len());
         Ok(())
     }
@@ -190,9 +193,9 @@ pub(crate) fn queue(choices: &mut SeededChoices) -> QueueKey {
 }
 
 /// Opens a store on a layer that stands in for a broken disk or engine, or on the files themselves.
-pub(crate) fn open(files: &MemoryFiles, settings: &MmapSettings, plant: Plant) -> Result<MmapEngine, String> {
+pub(crate) fn open(files: &MemoryFiles, settings: &MmapSettings, plant: Plant) -> Result<MmapEngine> {
     let layer = plant(files.clone());
-    MmapEngine::open_with(layer, settings.clone()).map_err(|error| format!("open: {error}"))
+    MmapEngine::open_with(layer, settings.clone())
 }
 
 /// What a test puts between the engine and its files.
