@@ -174,6 +174,11 @@ async fn open_on(
     let _ = shared.delay.set(DelayHandle::start(&shared));
     let _ = shared.transaction.set(TransactionHandle::start(&shared));
     watch_for_failure(&shared);
+    // Each group clamps its offsets to what the log has before anything new is appended (promise P6); its first
+    // answer comes after that.
+    for (_, group) in shared.groups.all() {
+        group.ask(|reply| GroupRequest::Describe { reply }).await?;
+    }
     tracing::info!(engine = shared.storage.capabilities().name, "the broker is open");
     Ok(Broker::from_keeper(keeper))
 }

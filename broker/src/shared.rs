@@ -268,7 +268,7 @@ impl Count {
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, subtract);
     }
 
-    pub(crate) fn get(&self) -> usize {
-        self.0.load(Ordering::Acquire)
+    pub(crate) fn add(&self, more: usize) {
+        self.0.fetch_add(more, Ordering::AcqRel);
     }
 }

@@ -10,7 +10,7 @@ use cuemq_storage_api::{GroupName, Timestamp, TopicName};
 use super::session::Session;
 use super::{Consumer, WorkerHandle};
 use crate::actors::gateway::Deliver;
-use crate::actors::group::{GroupRequest, Start};
+use crate::actors::group::Start;
 use crate::actors::root::EnsureGroup;
 use crate::broker::Keeper;
 use crate::domain::assignment::AssignmentStrategy;
@@ -162,7 +162,7 @@ impl ConsumerBuilder {
         };
         let consumer = Consumer::new(self.keeper, Arc::clone(&group), Arc::clone(&session));
         // A consumer that does not get in leaves again by being dropped.
-        group.ask(|reply| GroupRequest::Join { session, topics, start, reply }).await?;
+        group.join(session, topics, start).await?;
         Ok(consumer)
     }
 

@@ -103,7 +103,10 @@ impl Consumer {
     /// A message if one is there.
     fn try_next(&mut self) -> Result<Step> {
         loop {
-            match self.session.next(self.keeper.shared())? {
+            let shared = self.keeper.shared();
+            // The broker's own end says more than the session's.
+            let next = self.session.next(shared).map_err(|e| shared.check_running().err().unwrap_or(e));
+            match next? {
                 Next::Record(given) => {
                     let (keeper, group, session) = (&self.keeper, &self.group, &self.session);
                     return Ok(Step::Delivery(Delivery::new(keeper, group, session, *given)));

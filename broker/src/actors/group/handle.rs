@@ -1,19 +1,20 @@
 //! The way to a group's actor.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use actix::Addr;
-use cuemq_storage_api::GroupName;
-
-use super::{GroupActor, GroupRequest, KIND};
-use crate::actors::mailbox::Inbox;
-use crate::actors::supervisor::Identity;
-use crate::error::{Error, ErrorKind, Result};
-use crate::shared::Shared;
-use crate::tables::group::GroupRow;
+use cuemq_storage_api::{GroupName, TopicName};
 use tokio::sync::oneshot;
 
 use super::messages::Answer;
+use super::{GroupActor, GroupRequest, KIND, Start};
+use crate::actors::mailbox::Inbox;
+use crate::actors::supervisor::Identity;
+use crate::consumer::session::Session;
+use crate::error::{Error, ErrorKind, Result};
+use crate::shared::Shared;
+use crate::tables::group::GroupRow;
 
 /// Shared by everybody who consumes in the group.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub(crate) struct GroupHandle {
     name: GroupName,
     inbox: Arc<Inbox<GroupRequest>>,
     address: Addr<GroupActor>,
+    /// Everybody who waits for messages, to be told when the actor is given up. Bounded by the group's members.
+    waiting: Arc<Mutex<Vec<Weak<Session>>>>,
 }
 
 impl GroupHandle {
@@ -32,10 +35,17 @@ impl GroupHandle {
         let (actor_shared, actor_name, text) = (Arc::clone(shared), name.clone(), Arc::clone(&identity.name));
         let row = row.clone();
         let make = move || GroupActor::new(actor_shared, actor_name, text, for_actor, &row);
-        // Dropped requests tell their askers that the outcome is unknown.
-        let orphaned = move || drop(abandoned.close());
+        let waiting: Arc<Mutex<Vec<Weak<Session>>>> = Arc::default();
+        let left_behind = Arc::clone(&waiting);
+        let orphaned = move || {
+            // Dropped requests tell their askers that the outcome is unknown.
+            drop(abandoned.close());
+            for session in left_behind.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+                session.upgrade().inspect(|session| session.close("its group's actor has failed"));
+            }
+        };
         let address = shared.supervision.start(shared.arbiters.carrier(), identity, make, orphaned);
-        Self { name, inbox, address }
+        Self { name, inbox, address, waiting }
     }
 
     pub(crate) fn name(&self) -> &GroupName {
@@ -47,6 +57,16 @@ impl GroupHandle {
         if let Err(request) = self.inbox.push(request, &self.address) {
             tracing::debug!(group = %self.name, request = request.name(), "a request came after the group had ended");
         }
+    }
+
+    /// Asks to be taken in; from now on the session ends with the group's actor.
+    pub(crate) async fn join(&self, session: Arc<Session>, topics: BTreeSet<TopicName>, start: Start) -> Result<()> {
+        {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.retain(|known| known.strong_count() > 0);
+            waiting.push(Arc::downgrade(&session));
+        }
+        self.ask(|reply| GroupRequest::Join { session, topics, start, reply }).await
     }
 
     /// Asks and waits for the answer.

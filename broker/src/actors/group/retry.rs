@@ -1,5 +1,7 @@
 //! A failed message: its copy for later, or its dead letter, and the acknowledgement of the original, in one write.
 
+use std::sync::Arc;
+
 use cuemq_storage_api::{Attribute, AttributesBuilder, QueueId, QueueKey, Record, TopicName, WriteBatch};
 
 use super::offsets::OffsetOwner;
@@ -15,10 +17,11 @@ impl GroupActor {
         let checked = self.check_lease(&request.member, &request.queue, request.lease);
         match checked.and_then(|()| self.retry_batch(&request)) {
             Ok((batch, timer)) => {
-                let (reply, delay) = (request.reply, self.shared.delay_handle());
+                let (reply, shared) = (request.reply, Arc::clone(&self.shared));
                 self.shared.storage.write(batch, Flush::Buffered, move |result| {
                     if let (Ok(_), Some(timer)) = (&result, timer) {
-                        delay.stored(vec![timer]);
+                        shared.delayed.add(1);
+                        shared.delay_handle().stored(vec![timer]);
                     }
                     let _ = reply.send(result.map(|_| ()).map_err(|error| error.get()));
                 });
