@@ -1,0 +1,71 @@
+//! An engine in memory that claims to be durable: its store can be crashed, which loses what was not synced.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use cuemq::storage_api::batch::{Applied, WriteBatch};
+use cuemq::storage_api::engine::{Capabilities, Fetch, FetchRequest, KeyQuery, Maintenance, Row};
+use cuemq::storage_api::{LocatedRecord, LogPosition, Mark, Result, Table};
+use cuemq::{Engine, MemoryEngine, QueueKey, QueueOffset, Timestamp};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct PowerEngine(pub(crate) MemoryEngine);
+
+impl Engine for PowerEngine {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { name: "power", durable: true, ..self.0.capabilities() }
+    }
+
+    fn apply(&self, batch: WriteBatch) -> Result<Applied> {
+        self.0.apply(batch)
+    }
+
+    fn sync(&self) -> Result<Mark> {
+        self.0.sync()
+    }
+
+    fn durable(&self) -> Mark {
+        self.0.durable()
+    }
+
+    fn fetch(&self, request: FetchRequest<'_>) -> Result<Fetch> {
+        self.0.fetch(request)
+    }
+
+    fn bounds(&self, queue: &QueueKey) -> Result<Range<QueueOffset>> {
+        self.0.bounds(queue)
+    }
+
+    fn queues(&self) -> Result<Vec<(QueueKey, Range<QueueOffset>)>> {
+        self.0.queues()
+    }
+
+    fn offset_at(&self, queue: &QueueKey, at: Timestamp) -> Result<QueueOffset> {
+        self.0.offset_at(queue, at)
+    }
+
+    fn record_at(&self, position: LogPosition) -> Result<Option<LocatedRecord>> {
+        self.0.record_at(position)
+    }
+
+    fn find(&self, query: KeyQuery<'_>) -> Result<Vec<LocatedRecord>> {
+        self.0.find(query)
+    }
+
+    fn get(&self, table: &Table, key: &[u8]) -> Result<Option<Bytes>> {
+        self.0.get(table, key)
+    }
+
+    fn scan(&self, table: &Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Row>> {
+        self.0.scan(table, from, to, limit)
+    }
+
+    fn maintain(&self, now: Timestamp) -> Result<Maintenance> {
+        self.0.maintain(now)
+    }
+
+    fn close(&self) -> Result<()> {
+        self.0.close()
+    }
+}

@@ -1,0 +1,149 @@
+//! A store of any engine that can be opened, reopened, killed and, some, cut from power. Every broker over it meets
+//! the faults that its [`Faults`] script.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use cuemq::storage_api::MemoryStore;
+use cuemq::storage_api::fault::{Faults, Operation};
+use cuemq::{AckLevel, Broker, BrokerBuilder, FaultEngine, ManualClock, MemoryEngine};
+use cuemq_storage_lsm::{LsmEngine, LsmSettings};
+use cuemq_storage_mmap::{MmapEngine, MmapSettings};
+use tempfile::TempDir;
+
+use super::power::PowerEngine;
+
+/// Which engine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Memory,
+    /// In memory, but with a difference between applied and durable.
+    Power,
+    Mmap,
+    Lsm,
+}
+
+/// What a broker is opened over, again and again.
+pub(crate) struct Store {
+    pub(crate) kind: Kind,
+    pub(crate) faults: Faults,
+    memory: MemoryStore,
+    directory: Mutex<TempDir>,
+}
+
+impl Store {
+    pub(crate) fn new(kind: Kind) -> Self {
+        let directory = Mutex::new(tempfile::tempdir().unwrap());
+        Self { kind, faults: Faults::new(), memory: MemoryStore::new(), directory }
+    }
+
+    /// What a broker over an opened engine is made with.
+    pub(crate) fn builder(&self) -> BrokerBuilder {
+        let directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = directory.path();
+        match self.kind {
+            Kind::Memory => self.broker_over(MemoryEngine::open(&self.memory).unwrap()),
+            Kind::Power => self.broker_over(PowerEngine(MemoryEngine::open(&self.memory).unwrap())),
+            Kind::Mmap => self.broker_over(MmapEngine::open(path, mmap_settings()).unwrap()),
+            Kind::Lsm => self.broker_over(LsmEngine::open(path, &lsm_settings()).unwrap()),
+        }
+    }
+
+    fn broker_over<E: cuemq::Engine>(&self, engine: E) -> BrokerBuilder {
+        Broker::builder(FaultEngine::with_faults(engine, self.faults.clone()))
+    }
+
+    pub(crate) async fn open(&self) -> Broker {
+        self.builder().open().await.unwrap()
+    }
+
+    pub(crate) async fn open_at(&self, clock: &ManualClock) -> Broker {
+        self.builder().clock(clock.clock()).open().await.unwrap()
+    }
+
+    /// Shuts a broker down and opens the next one.
+    pub(crate) async fn reopen(&self, broker: Broker) -> Broker {
+        broker.shutdown().await.unwrap();
+        self.open().await
+    }
+
+    /// Shuts a broker down and opens the next one under the same clock.
+    pub(crate) async fn reopen_at(&self, broker: Broker, clock: &ManualClock) -> Broker {
+        broker.shutdown().await.unwrap();
+        self.open_at(clock).await
+    }
+
+    /// Ends a broker as a killed process ends: what was applied is there, nothing is synced or closed.
+    pub(crate) async fn kill(&self, broker: Broker) {
+        match self.kind {
+            Kind::Memory | Kind::Power => self.memory.crash(usize::MAX),
+            Kind::Mmap | Kind::Lsm => self.copy_directory(),
+        }
+        // The old engine finds its store closed, or goes on in a directory that nobody looks at any more.
+        let _ = broker.shutdown().await;
+    }
+
+    /// Cuts the power: of what was not synced only the first `keep_unsynced` batches survive. For [`Kind::Power`] and
+    /// [`Kind::Memory`].
+    pub(crate) async fn cut_power(&self, broker: Broker, keep_unsynced: usize) {
+        assert!(matches!(self.kind, Kind::Power | Kind::Memory), "only a store in memory can be cut from power");
+        self.memory.crash(keep_unsynced);
+        let _ = broker.shutdown().await;
+    }
+
+    /// What the files hold at this moment becomes the store.
+    fn copy_directory(&self) {
+        let _gates =
+            [Operation::Apply, Operation::Sync, Operation::Maintain].map(|operation| self.faults.hold(operation));
+        let copy = tempfile::tempdir().unwrap();
+        let mut directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        copy_tree(directory.path(), copy.path());
+        *directory = copy;
+    }
+
+    /// What a durable topic's receipts say on this engine.
+    pub(crate) fn durable_level(&self) -> AckLevel {
+        if self.kind == Kind::Memory { AckLevel::Memory } else { AckLevel::Durable }
+    }
+
+    /// What a buffered topic's receipts say on this engine.
+    pub(crate) fn buffered_level(&self) -> AckLevel {
+        if self.kind == Kind::Memory { AckLevel::Memory } else { AckLevel::Buffered }
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Files small enough to be made a hundred times a minute.
+pub(crate) fn mmap_settings() -> MmapSettings {
+    MmapSettings {
+        segment_bytes: 8 << 20,
+        allocate_step_bytes: 256 << 10,
+        consume_queue_entries: 1000,
+        index_slots: 1000,
+        index_entries: 4000,
+        disk_full_percent: 100,
+        ..MmapSettings::default()
+    }
+}
+
+pub(crate) fn lsm_settings() -> LsmSettings {
+    LsmSettings {
+        memtable_bytes: 4 << 20,
+        cache_bytes: 4 << 20,
+        worker_threads: 1,
+        reserve_bytes: 0,
+        ..LsmSettings::default()
+    }
+}
