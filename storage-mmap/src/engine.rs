@@ -177,10 +177,10 @@ impl Engine for MmapEngine {
         }
         let bytes = frame_bytes(&batch);
         self.spill_if_full(batch.len())?;
-        writer.log.make_room(bytes, &self.health)?;
+        let durable = self.durable.load(Ordering::Acquire);
+        writer.log.make_room(bytes, durable, &self.health)?;
         let bytes = usize::try_from(bytes).expect("a frame fits a segment, which is at most 2 GiB");
         let applied = writer.stage(&batch, bytes);
-        let durable = self.durable.load(Ordering::Acquire);
         writer.log.append(&mut writer.encoder, applied.stored_at.as_millis(), durable, &self.health)?;
         self.index_keys(&batch, &applied);
         self.catalog_mut("apply")?.publish(&mut writer.staged, writer.log.end().position);

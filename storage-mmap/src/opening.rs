@@ -138,7 +138,7 @@ impl Recovery<'_> {
         let checkpoint = base.end;
         let (mut replay, scanned) = self.replay(base, plan, whole)?;
         if !clean {
-            recovery::cut(self.segments, scanned.end.position)?;
+            recovery::cut(self.segments, checkpoint.position, scanned.end.position)?;
             if scanned.torn {
                 let position = scanned.end.position;
                 tracing::warn!(store = self.files.describe(), position, "cut the torn end of the commit log");

@@ -3,7 +3,7 @@
 //! A *frame* is one applied batch: a header, then one *item* per appended record, put, delete and trim, then zeros up
 //! to a multiple of 8. It counts only as a whole: every checksum in it must hold.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use cuemq_storage_api::{Attributes, Record, Timestamp};
 
 /// Bytes of a frame's header.
@@ -180,15 +180,18 @@ impl RecordHeader {
         &item[self.attributes_start()..self.attributes_start() + usize::from(self.attributes_len)]
     }
 
-    /// The record as slices of the whole item.
-    pub(crate) fn record(&self, item: &Bytes) -> Record {
+    /// The record as slices of the whole item, which becomes the body: one slice less to count.
+    pub(crate) fn record(&self, mut item: Bytes) -> Record {
         let attributes_start = self.attributes_start();
         let body_start = attributes_start + usize::from(self.attributes_len);
-        Record {
-            body: item.slice(body_start..body_start + self.body_len as usize),
-            attributes: Attributes::from_stored(item.slice(attributes_start..body_start)),
-            born_at: Timestamp::from_millis(self.born_at),
-        }
+        let attributes = if self.attributes_len == 0 {
+            Attributes::EMPTY
+        } else {
+            Attributes::from_stored(item.slice(attributes_start..body_start))
+        };
+        item.truncate(body_start + self.body_len as usize);
+        item.advance(body_start);
+        Record { body: item, attributes, born_at: Timestamp::from_millis(self.born_at) }
     }
 }
 
@@ -393,18 +396,22 @@ pub(crate) fn len_u8(len: usize) -> u8 {
     u8::try_from(len).expect("a checked name is shorter than 256 bytes")
 }
 
+#[inline]
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
+#[inline]
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+#[inline]
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
+#[inline]
 fn i64_at(bytes: &[u8], at: usize) -> i64 {
     u64_at(bytes, at).cast_signed()
 }

@@ -129,7 +129,7 @@ impl LogWriter {
     /// # Errors
     /// `Invalid` for a frame that no segment can hold; `Full` when disk or positions are used up; `Io`, which
     /// poisons, when the log could not be moved on to the next segment.
-    pub(crate) fn make_room(&mut self, frame_bytes: u64, health: &Health) -> Result<()> {
+    pub(crate) fn make_room(&mut self, frame_bytes: u64, durable_upto: u64, health: &Health) -> Result<()> {
         let segment_bytes = self.segments.segment_bytes();
         if frame_bytes + END_BYTES > segment_bytes {
             let context = format!(
@@ -149,11 +149,11 @@ impl LogWriter {
             let (files, settings) = (&*self.files, self.settings);
             return self.active.take_room(needed, segment_bytes, files, settings, health);
         }
-        self.roll(frame_bytes + END_BYTES, health)
+        self.roll(frame_bytes + END_BYTES, durable_upto, health)
     }
 
     /// Ends this segment and goes on in the next one.
-    fn roll(&mut self, needed: u64, health: &Health) -> Result<()> {
+    fn roll(&mut self, needed: u64, durable_upto: u64, health: &Health) -> Result<()> {
         let segment_bytes = self.segments.segment_bytes();
         let used = self.end.position - self.active.start;
         let next_start = self.active.start + segment_bytes;
@@ -174,7 +174,7 @@ impl LogWriter {
         let header = FrameHeader {
             len: u32::try_from(segment_bytes - used).expect("a segment is at most 2 GiB"),
             blank: true,
-            ..self.header(self.end.stored_at, self.end.position)
+            ..self.header(self.end.stored_at, durable_upto)
         };
         let (blank, chain) = header.encode();
         let sealed = &self.active.file;

@@ -148,12 +148,12 @@ impl Remains {
     }
 }
 
-/// Makes the log end at a position: zeros behind it in its segment, no segment after that, all of it durable. Bytes
-/// that are zero already are not written again.
+/// Makes the log end at a position: zeros behind it in its segment, no segment after that, full segments of full length
+/// from `from` on, all of it durable. What is so already is not written again.
 ///
 /// # Errors
 /// What the file layer answers.
-pub(crate) fn cut(segments: &Segments, end: u64) -> Result<()> {
+pub(crate) fn cut(segments: &Segments, from: u64, end: u64) -> Result<()> {
     let start = segments.start_of(end);
     let failed = |path: String| move |error| read_failed("open", &path, error);
     if let Some(mut window) = Window::open(segments, start)? {
@@ -170,10 +170,24 @@ pub(crate) fn cut(segments: &Segments, end: u64) -> Result<()> {
         }
         window.file.sync_data().map_err(failed(Segments::path(start)))?;
     }
-    for later in segments.list()?.into_iter().filter(|later| *later > start) {
+    let there = segments.list()?;
+    // A power cut may keep the frame that ends a segment and lose the length that the segment was given with it.
+    for full in there.iter().filter(|full| (segments.start_of(from)..start).contains(full)) {
+        fill_out(segments, *full).map_err(failed(Segments::path(*full)))?;
+    }
+    for later in there.into_iter().filter(|later| *later > start) {
         segments.remove(later).map_err(failed(Segments::path(later)))?;
     }
     segments.sync_directory().map_err(failed(Segments::path(start)))
+}
+
+fn fill_out(segments: &Segments, start: u64) -> io::Result<()> {
+    let file = segments.open(start, OpenMode::Existing)?;
+    if file.len()? < segments.segment_bytes() {
+        file.set_len(segments.segment_bytes())?;
+        file.sync_data()?;
+    }
+    Ok(())
 }
 
 /// A piece of one segment in memory.

@@ -141,6 +141,23 @@ fn a_missing_or_short_segment_is_refused() {
 }
 
 #[test]
+fn a_full_segment_that_lost_only_its_length_gets_it_back() {
+    let files = MemoryFiles::new();
+    let engine = open(&files);
+    append_many(&engine, &orders(), 0..100);
+    let cut = killed(&files);
+    let first = cut.open(&first_segment(), OpenMode::Existing).unwrap();
+    let used = content(&cut, &first_segment()).iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
+    assert!(used < SEGMENT_BYTES);
+    first.set_len(used).unwrap();
+    let engine = open(&cut);
+    assert_whole(&engine, &orders(), 100);
+    engine.close().unwrap();
+    assert_eq!(first.len().unwrap(), SEGMENT_BYTES);
+    assert_whole(&open(&cut), &orders(), 100);
+}
+
+#[test]
 fn rot_that_is_read_is_an_error_and_the_rest_can_be_read() {
     let files = MemoryFiles::new();
     let engine = open(&files);

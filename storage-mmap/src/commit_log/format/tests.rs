@@ -70,7 +70,7 @@ fn every_kind_of_item_comes_back() {
     assert_eq!(header, record_header("orders", &record, 64, 5));
     assert_eq!(header.topic(bytes), b"orders");
     assert_eq!(header.attributes(bytes), &record.attributes.as_bytes()[..]);
-    assert_eq!(header.record(&Bytes::copy_from_slice(bytes)), record);
+    assert_eq!(header.record(Bytes::copy_from_slice(bytes)), record);
     assert_eq!(items.next(), Some(Item::Put { table: "rows", key: b"key", value: b"value" }));
     assert_eq!(items.next(), Some(Item::Delete { table: "rows", key: b"key2" }));
     assert_eq!(items.next(), Some(Item::Trim { topic: b"orders", queue: 9, before: 4 }));
@@ -152,7 +152,7 @@ proptest! {
         let [Item::Record { header, bytes }] = items[..] else { panic!("one record") };
         prop_assert_eq!(header, head);
         prop_assert_eq!(header.topic(bytes), topic.as_bytes());
-        prop_assert_eq!(header.record(&Bytes::copy_from_slice(bytes)), record);
+        prop_assert_eq!(header.record(Bytes::copy_from_slice(bytes)), record);
         prop_assert!(item_is_sound(bytes));
     }
 
