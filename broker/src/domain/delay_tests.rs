@@ -44,7 +44,7 @@ fn overdue_timers_drain_after_a_restart() {
         schedule.schedule(timer(-5, sequence));
     }
     assert_eq!(schedule.due(at(1_000_000), 1000, &mut out).len(), 100);
-    assert_eq!(schedule.in_memory(), 0);
+    assert_eq!(schedule.window.len(), 0);
 }
 
 #[test]
@@ -53,9 +53,9 @@ fn what_lies_beyond_the_window_is_not_kept_and_comes_back() {
     let mut schedule = DelaySchedule::with_capacity(4, &mut out);
     schedule.refill(&[timer(1, 0), timer(2, 0), timer(3, 0), timer(4, 0)], false, &mut out);
     schedule.schedule(timer(9, 0));
-    assert_eq!(schedule.in_memory(), 4, "9 is behind the horizon");
+    assert_eq!(schedule.window.len(), 4, "9 is behind the horizon");
     schedule.schedule(timer(0, 0));
-    assert_eq!((schedule.in_memory(), schedule.horizon), (4, Some(timer(4, 0))), "4 made room for 0");
+    assert_eq!((schedule.window.len(), schedule.horizon), (4, Some(timer(4, 0))), "4 made room for 0");
     out.clear();
     assert_eq!(schedule.due(at(2), 10, &mut out), [timer(0, 0), timer(1, 0), timer(2, 0)]);
     assert_eq!(out, [Refill { from: timer(4, 0), limit: 4 }]);
@@ -104,15 +104,10 @@ fn a_window_that_overflows_during_a_refill_misses_nothing() {
 }
 
 #[test]
-fn a_failed_refill_is_asked_for_again() {
-    let mut out = Vec::new();
-    let mut schedule = DelaySchedule::start(&mut out);
-    schedule.refill_failed(&mut out);
-    assert_eq!(out, [Refill { from: TimerKey::FIRST, limit: REFILL_TIMERS }; 2]);
-    schedule.refill(&[timer(1, 1)], true, &mut out);
-    schedule.refill_failed(&mut out);
+fn rows_that_nobody_asked_for_change_nothing() {
+    let (mut out, mut schedule) = (Vec::new(), empty());
     schedule.refill(&[timer(2, 2)], true, &mut out);
-    assert_eq!((out.len(), schedule.in_memory()), (2, 1), "answers that nobody asked for change nothing");
+    assert_eq!((out, schedule.window.len()), (vec![], 0));
 }
 
 #[test]
@@ -129,7 +124,6 @@ enum Step {
     Due { wait: i64, limit: usize },
     Scan,
     Answer,
-    Fail,
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -139,7 +133,6 @@ fn any_step() -> impl Strategy<Value = Step> {
         5 => (0i64..8, 0usize..6).prop_map(|(wait, limit)| Step::Due { wait, limit }),
         4 => Just(Step::Scan),
         4 => Just(Step::Answer),
-        1 => Just(Step::Fail),
     ]
 }
 
@@ -215,15 +208,9 @@ impl World {
             }
             Step::Scan => self.scan(),
             Step::Answer => self.answer(),
-            Step::Fail => {
-                if self.asked.take().is_some() {
-                    self.scanned = None;
-                    self.schedule.refill_failed(&mut self.out);
-                }
-            }
         }
         self.note_requests();
-        assert!(self.schedule.in_memory() <= self.schedule.max_in_memory);
+        assert!(self.schedule.window.len() <= self.schedule.max_in_memory);
         let wakeup = self.schedule.next_wakeup();
         assert!(wakeup.is_some() || self.asked.is_some() || self.stored.is_empty(), "nothing would wake it");
     }

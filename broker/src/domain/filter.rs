@@ -4,14 +4,14 @@ use cuemq_storage_api::limits::MAX_KEY_BYTES;
 use cuemq_storage_api::{InvalidInput, TagHashes, tag_hash};
 
 /// Most tags in one expression: each stored message of the queue is compared with all of them.
-pub const MAX_FILTER_TAGS: usize = 64;
+pub(crate) const MAX_FILTER_TAGS: usize = 64;
 
 const EVERY_TAG: &str = "*";
 const OR: &str = "||";
 
 /// Which messages of a topic a consumer wants, by their tags.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum TagFilter {
+pub(crate) enum TagFilter {
     /// Every message, with or without a tag.
     #[default]
     All,
@@ -24,7 +24,7 @@ impl TagFilter {
     ///
     /// # Errors
     /// Names what is wrong and how to put it right.
-    pub fn parse(expression: &str) -> Result<Self, InvalidInput> {
+    pub(crate) fn parse(expression: &str) -> Result<Self, InvalidInput> {
         if expression.trim() == EVERY_TAG {
             return Ok(Self::All);
         }
@@ -46,7 +46,7 @@ impl TagFilter {
     /// The hashes by which an engine sorts out most of the others. Different tags may share a hash, so
     /// [`matches`](Self::matches) has the last word.
     #[must_use]
-    pub fn hashes(&self) -> TagHashes {
+    pub(crate) fn hashes(&self) -> TagHashes {
         match self {
             Self::All => TagHashes::All,
             Self::AnyOf(tags) => {
@@ -60,7 +60,7 @@ impl TagFilter {
 
     /// Whether a message with this tag is wanted.
     #[must_use]
-    pub fn matches(&self, tag: Option<&str>) -> bool {
+    pub(crate) fn matches(&self, tag: Option<&str>) -> bool {
         match (self, tag) {
             (Self::All, _) => true,
             (Self::AnyOf(_), None) => false,

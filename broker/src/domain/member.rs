@@ -6,18 +6,18 @@ use std::sync::Arc;
 use cuemq_storage_api::InvalidInput;
 
 /// Longest member name, in bytes.
-pub const MAX_MEMBER_NAME_BYTES: usize = 255;
+pub(crate) const MAX_MEMBER_NAME_BYTES: usize = 255;
 
 /// The name of one consumer within its group: 1 to 255 bytes without control characters. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct MemberId(Arc<str>);
+pub(crate) struct MemberId(Arc<str>);
 
 impl MemberId {
     /// Checks a name.
     ///
     /// # Errors
     /// Names the offending length or character.
-    pub fn new(name: &str) -> Result<Self, InvalidInput> {
+    pub(crate) fn new(name: &str) -> Result<Self, InvalidInput> {
         if name.is_empty() || name.len() > MAX_MEMBER_NAME_BYTES {
             return Err(InvalidInput::new(format!(
                 "member name has {} bytes: use 1 to {MAX_MEMBER_NAME_BYTES}",
@@ -32,7 +32,7 @@ impl MemberId {
 
     /// The name as text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

@@ -20,7 +20,7 @@ use super::routing::QueueCount;
 
 /// Numbers the grants of one group, rising: whoever acts under an older lease of a queue is refused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct Lease(pub u64);
+pub(crate) struct Lease(pub(crate) u64);
 
 /// What is constant for the life of a group's membership.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -220,28 +220,6 @@ impl Membership {
     #[must_use]
     pub(crate) fn holding(&self, queue: &QueueKey) -> Option<&Holding> {
         self.holdings.get(queue)
-    }
-
-    /// All queues that are held, in order.
-    pub(crate) fn holdings(&self) -> impl ExactSizeIterator<Item = (&QueueKey, &Holding)> {
-        self.holdings.iter()
-    }
-
-    /// The members with their subscriptions, by name.
-    pub(crate) fn members(&self) -> impl ExactSizeIterator<Item = (&MemberId, &BTreeSet<TopicName>)> {
-        self.members.iter()
-    }
-
-    /// Whether a topic is subscribed to by anybody.
-    #[must_use]
-    pub(crate) fn subscribes_to(&self, topic: &TopicName) -> bool {
-        self.members.values().any(|topics| topics.contains(topic))
-    }
-
-    /// The last lease given out.
-    #[must_use]
-    pub(crate) fn last_lease(&self) -> Lease {
-        self.last_lease
     }
 
     /// The earliest time at which [`expire`](Self::expire) has something to do.

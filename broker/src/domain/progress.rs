@@ -13,10 +13,10 @@ use cuemq_storage_api::QueueOffset;
 
 /// How far beyond the committed offset messages are fetched and acknowledged. It also bounds the memory and the
 /// durable row of one queue: no more than half as many ranges fit in.
-pub const MAX_ACK_WINDOW: u64 = 4096;
+pub(crate) const MAX_ACK_WINDOW: u64 = 4096;
 
 /// Most ranges that one queue's progress can have: each is followed by a gap of at least one offset.
-pub const MAX_ACKED_RANGES: usize = 2048;
+pub(crate) const MAX_ACKED_RANGES: usize = 2048;
 
 /// What an acknowledgement changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,12 +102,6 @@ impl Progress {
     #[must_use]
     pub(crate) fn window_end(&self) -> QueueOffset {
         self.committed.plus(MAX_ACK_WINDOW)
-    }
-
-    /// Whether this offset may be fetched and acknowledged.
-    #[must_use]
-    pub(crate) fn in_window(&self, offset: QueueOffset) -> bool {
-        offset < self.window_end()
     }
 
     /// The first offset at or after `from` that is not acknowledged: where a fetch goes on after a restart.
@@ -236,7 +230,7 @@ mod tests {
     fn the_window_follows_the_committed_offset() {
         let mut progress = Progress::default();
         let last = at(MAX_ACK_WINDOW - 1);
-        assert!(progress.in_window(last) && !progress.in_window(at(MAX_ACK_WINDOW)));
+        assert!(last < progress.window_end() && progress.window_end() == at(MAX_ACK_WINDOW));
         assert_eq!(progress.ack(last), Ok(Acked::Kept));
         let end = at(MAX_ACK_WINDOW);
         assert_eq!(progress.ack(end), Err(BeyondWindow { end }));

@@ -5,9 +5,9 @@ use std::time::Duration;
 use cuemq_storage_api::InvalidInput;
 
 /// Most redeliveries of one message.
-pub const MAX_REDELIVERIES: u32 = 1000;
+pub(crate) const MAX_REDELIVERIES: u32 = 1000;
 /// Longest pause before a redelivery: a year.
-pub const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(366 * 24 * 3600);
+pub(crate) const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// RocketMQ's redelivery times in seconds: 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h.
 const DEFAULT_SCHEDULE_S: [u64; 16] = [10, 30, 60, 120, 180, 240, 300, 360, 420, 480, 540, 600, 1200, 1800, 3600, 7200];
@@ -46,7 +46,7 @@ impl RetryPolicy {
     /// How long a message waits after it has failed this many times; `None` makes it a dead letter at once. A message
     /// that has not failed yet waits for nothing.
     #[must_use]
-    pub fn delay_of(&self, failures: u32) -> Option<Duration> {
+    pub(crate) fn delay_of(&self, failures: u32) -> Option<Duration> {
         let Some(earlier) = failures.checked_sub(1) else { return Some(Duration::ZERO) };
         if failures > self.redeliveries() {
             return None;
@@ -60,7 +60,7 @@ impl RetryPolicy {
 
     /// How many times a message is delivered again after its first delivery.
     #[must_use]
-    pub fn redeliveries(&self) -> u32 {
+    pub(crate) fn redeliveries(&self) -> u32 {
         match self {
             Self::Schedule(pauses) => u32::try_from(pauses.len()).unwrap_or(u32::MAX),
             Self::Exponential { redeliveries, .. } | Self::Fixed { redeliveries, .. } => *redeliveries,
@@ -71,7 +71,7 @@ impl RetryPolicy {
     ///
     /// # Errors
     /// Names the value and its bound.
-    pub fn check(&self) -> Result<(), InvalidInput> {
+    pub(crate) fn check(&self) -> Result<(), InvalidInput> {
         if self.redeliveries() > MAX_REDELIVERIES {
             return Err(InvalidInput::new(format!(
                 "a retry policy has {} redeliveries: use at most {MAX_REDELIVERIES}",
@@ -93,7 +93,7 @@ impl RetryPolicy {
 
     /// The same pauses, but at most this many redeliveries.
     #[must_use]
-    pub fn at_most(mut self, most: u32) -> Self {
+    pub(crate) fn at_most(mut self, most: u32) -> Self {
         match &mut self {
             Self::Schedule(pauses) => pauses.truncate(usize::try_from(most).unwrap_or(usize::MAX)),
             Self::Exponential { redeliveries, .. } | Self::Fixed { redeliveries, .. } => {

@@ -10,17 +10,17 @@ const MAX_QUEUE_COUNT: u32 = MAX_QUEUE_ID + 1;
 
 /// How many queues a topic has: 1 to as many as there are queue ids (the broker's own limit is lower), so that choosing one of them cannot fail.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct QueueCount(NonZeroU32);
+pub(crate) struct QueueCount(NonZeroU32);
 
 impl QueueCount {
     /// A single queue, which keeps all messages of a topic in one order.
-    pub const ONE: Self = Self(NonZeroU32::MIN);
+    pub(crate) const ONE: Self = Self(NonZeroU32::MIN);
 
     /// Checks a number of queues.
     ///
     /// # Errors
     /// When it is 0 or above 1,000,000.
-    pub fn new(count: u32) -> Result<Self, InvalidInput> {
+    pub(crate) fn new(count: u32) -> Result<Self, InvalidInput> {
         match NonZeroU32::new(count) {
             Some(count) if count.get() <= MAX_QUEUE_COUNT => Ok(Self(count)),
             _ => Err(InvalidInput::new(format!("a topic with {count} queues: use 1 to {MAX_QUEUE_COUNT}"))),
@@ -29,18 +29,18 @@ impl QueueCount {
 
     /// The number.
     #[must_use]
-    pub const fn get(self) -> u32 {
+    pub(crate) const fn get(self) -> u32 {
         self.0.get()
     }
 
     /// The ids of all queues, rising.
-    pub fn ids(self) -> impl ExactSizeIterator<Item = QueueId> + use<> {
+    pub(crate) fn ids(self) -> impl ExactSizeIterator<Item = QueueId> + use<> {
         (0..self.get()).map(queue_id)
     }
 
     /// Whether a queue with this id is among them.
     #[must_use]
-    pub fn contains(self, queue: QueueId) -> bool {
+    pub(crate) fn contains(self, queue: QueueId) -> bool {
         queue.get() < self.get()
     }
 }
@@ -68,19 +68,13 @@ pub(crate) fn by_sharding_key(key: &str, queues: QueueCount) -> QueueId {
     queue_id(u32::try_from(remainder).expect("a remainder is below its u32 divisor"))
 }
 
-/// Takes a topic's queues in turn for messages without a sharding key.
+/// Takes a topic's queues in turn, from queue 0, for messages without a sharding key.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct RoundRobin {
     next: u32,
 }
 
 impl RoundRobin {
-    /// Starts at queue 0.
-    #[must_use]
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
     /// The next queue in turn. The count may grow between calls: the new queues join the round.
     pub(crate) fn choose(&mut self, queues: QueueCount) -> QueueId {
         let chosen = if self.next < queues.get() { self.next } else { 0 };
@@ -145,7 +139,7 @@ mod tests {
 
     #[test]
     fn round_robin_gives_each_queue_its_turn() {
-        let mut robin = RoundRobin::new();
+        let mut robin = RoundRobin::default();
         let mut hits = [0u32; 4];
         for _ in 0..400 {
             hits[robin.choose(count(4)).get() as usize] += 1;
@@ -155,7 +149,7 @@ mod tests {
 
     #[test]
     fn round_robin_follows_a_changed_count() {
-        let mut robin = RoundRobin::new();
+        let mut robin = RoundRobin::default();
         let mut take = |n| robin.choose(count(n)).get();
         assert_eq!([take(2), take(2), take(3), take(3), take(3)], [0, 1, 2, 0, 1]);
         assert_eq!([take(1), take(1)], [0, 0]);
@@ -164,7 +158,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_key_always_finds_the_same_existing_queue(key in ".{0,40}", n in 1u32..5000) {
-            let mut robin = RoundRobin::new();
+            let mut robin = RoundRobin::default();
             let first = robin.route(Some(&key), count(n));
             robin.choose(count(n));
             prop_assert_eq!(robin.route(Some(&key), count(n)), first);

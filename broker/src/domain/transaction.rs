@@ -9,15 +9,15 @@
 //! The first decision stands: the same one again is no error, the opposite one is refused. Deciding is one batch of
 //! the storage engine, so a half message is delivered or discarded once, whatever happens in between.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use cuemq_storage_api::{GroupName, Timestamp};
 
 /// Decisions remembered; beyond that the oldest are forgotten, and a late repetition is told that it is unknown.
-pub const MAX_REMEMBERED_DECISIONS: usize = 100_000;
+pub(crate) const MAX_REMEMBERED_DECISIONS: usize = 100_000;
 /// How long a decision is remembered.
-pub const DECISION_MEMORY: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const DECISION_MEMORY: Duration = Duration::from_secs(24 * 3600);
 
 /// Names one transaction for ever; rises in the order of beginning.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -237,19 +237,10 @@ impl Transactions {
     }
 
     /// How many transactions have no stored decision.
+    #[cfg(test)]
     #[must_use]
     pub(crate) fn open(&self) -> usize {
         self.halves.len()
-    }
-
-    /// How many transactions of each producer group have no stored decision.
-    #[must_use]
-    pub(crate) fn open_by_group(&self) -> BTreeMap<&GroupName, usize> {
-        let mut groups = BTreeMap::new();
-        for half in self.halves.values() {
-            *groups.entry(&half.group).or_insert(0) += 1;
-        }
-        groups
     }
 
     fn check(&mut self, transaction: TransactionId, now: Timestamp, out: &mut Vec<TransactionEffect>) {

@@ -40,12 +40,6 @@ impl DecodeError {
     pub(crate) fn invalid(table: &'static str) -> impl Fn(InvalidInput) -> Self {
         move |invalid| Self::new(table, invalid.to_string())
     }
-
-    /// Whether the row was written by a newer version of the broker.
-    #[must_use]
-    pub(crate) fn is_newer_version(&self) -> bool {
-        self.newer
-    }
 }
 
 impl fmt::Display for DecodeError {
@@ -198,7 +192,7 @@ pub(crate) mod tests {
         let older = decode::<u32>("t", 2, &row).unwrap_err();
         let newer = decode::<u32>("t", 1, &encode(9, &7u32)).unwrap_err();
         assert_eq!(newer.to_string(), "row of table t: version 9: this broker reads version 1");
-        assert!(newer.is_newer_version() && !older.is_newer_version());
+        assert!(newer.newer && !older.newer);
         assert_eq!(StorageError::from(newer).kind(), ErrorKind::Version);
         assert_eq!(StorageError::from(older).kind(), ErrorKind::Corrupt);
         assert!(decode::<u32>("t", 1, &[]).is_err());

@@ -1,7 +1,7 @@
 //! Table `consumer_offset`: how far each group is in each queue.
 //!
 //! Key: `group | 0 | topic | 0 | queue u32 BE`, and in broadcasting groups `| 0 | member` behind it. No name contains
-//! a zero byte, so the rows of a group, and of a topic within it, lie together and in the order of their queues.
+//! a zero byte, so the rows of a group lie together and in the order of their queues.
 
 use std::ops::Range;
 
@@ -70,16 +70,7 @@ fn name_len(member: &MemberId) -> usize {
 
 /// The half-open range of keys that holds all rows of a group.
 pub(crate) fn keys_of_group(group: &GroupName) -> Range<Bytes> {
-    keys_behind(group.as_str())
-}
-
-/// The half-open range of keys that holds all rows of a group in one topic.
-pub(crate) fn keys_of_topic(group: &GroupName, topic: &TopicName) -> Range<Bytes> {
-    keys_behind(&format!("{group}\0{topic}"))
-}
-
-fn keys_behind(prefix: &str) -> Range<Bytes> {
-    let bound = |last: u8| [prefix.as_bytes(), &[last]].concat().into();
+    let bound = |last: u8| [group.as_str().as_bytes(), &[last]].concat().into();
     bound(0)..bound(1)
 }
 
@@ -204,17 +195,15 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_finds_exactly_the_rows_of_a_group_or_topic() {
+    fn a_scan_finds_exactly_the_rows_of_a_group() {
         let of_g = keys_of_group(&group("g"));
-        let of_t = keys_of_topic(&group("g"), &queue("t", 0).topic);
         let last = key(&group("g"), &queue("t", 999_999), Some(&MemberId::new("\u{10ffff}").unwrap()));
         for inside in [key(&group("g"), &queue("t", 0), None), last] {
-            assert!(of_g.contains(&inside) && of_t.contains(&inside), "{inside:?}");
+            assert!(of_g.contains(&inside), "{inside:?}");
         }
         for outside in [key(&group("g-"), &queue("t", 0), None), key(&group("f"), &queue("t", 0), None)] {
             assert!(!of_g.contains(&outside), "{outside:?}");
         }
-        assert!(!of_t.contains(&key(&group("g"), &queue("t1", 0), None)));
     }
 
     #[test]
