@@ -1,0 +1,142 @@
+//! A broker with one topic of one queue, and the proof that it kept what its receipts say.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cuemq::{Broker, Consumer, Flush, Producer, Receipt, TopicSpec};
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+
+use super::Setting;
+use crate::Result;
+use crate::store::EngineKind;
+use crate::workload::{Bodies, Ledger, TOPIC, check_queue};
+
+/// How long a check waits for the next message before it calls it lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Messages that one poll of a check asks for.
+const POLL_MESSAGES: usize = 1024;
+
+/// One broker over one store; it is replaced by a new one when the store is full.
+pub(super) struct House {
+    pub(super) setting: Setting,
+    pub(super) bodies: Arc<Bodies>,
+    pub(super) ledger: Ledger,
+    flush: Flush,
+    runtime: Runtime,
+    open: Option<Open>,
+    verified: u64,
+}
+
+struct Open {
+    broker: Broker,
+    producer: Producer,
+    folder: TempDir,
+}
+
+impl House {
+    pub(super) fn new(setting: Setting, flush: Flush) -> Result<Self> {
+        let bodies = Arc::new(Bodies::new(setting.configuration.body_bytes));
+        let runtime = Builder::new_current_thread().build()?;
+        let mut house = Self { setting, bodies, ledger: Ledger::default(), flush, runtime, open: None, verified: 0 };
+        house.move_in()?;
+        Ok(house)
+    }
+
+    fn move_in(&mut self) -> Result<()> {
+        let folder = self.setting.place.folder()?;
+        let engine = self.setting.configuration.engine;
+        let opening = engine.open_broker(folder.path(), &self.setting.profile, self.flush);
+        let (broker, producer) = self.runtime.block_on(async {
+            let broker = opening.await?;
+            broker.create_topic(TopicSpec::new(TOPIC).queues(1)).await?;
+            let producer = broker.producer(TOPIC).await?;
+            Result::Ok((broker, producer))
+        })?;
+        self.open = Some(Open { broker, producer, folder });
+        self.ledger = Ledger::default();
+        Ok(())
+    }
+
+    fn present(&self) -> Result<&Open> {
+        self.open.as_ref().ok_or_else(|| "the broker is closed".into())
+    }
+
+    pub(super) fn producer(&self) -> Result<Producer> {
+        Ok(self.present()?.producer.clone())
+    }
+
+    pub(super) fn consumer(&self, group: &str) -> Result<Consumer> {
+        let broker = &self.present()?.broker;
+        Ok(self.runtime.block_on(broker.consumer(group).subscribe(TOPIC).build())?)
+    }
+
+    pub(super) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// How many messages of a group are not acknowledged.
+    pub(super) fn lag(&self, group: &str) -> Result<u64> {
+        Ok(self.runtime.block_on(self.present()?.broker.describe_group(group))?.lag())
+    }
+
+    /// Iterations until the present store is full.
+    pub(super) fn room(&self) -> u64 {
+        let done = self.ledger.end() / self.setting.configuration.messages_per_iteration();
+        self.setting.iterations_per_store().saturating_sub(done)
+    }
+
+    /// Puts an empty store in place of the present one.
+    pub(super) fn change_store(&mut self) -> Result<()> {
+        self.move_out()?;
+        self.move_in()
+    }
+
+    /// Checks the store if none was checked yet, and shuts the broker down. Returns how many messages were checked.
+    pub(super) fn move_out(&mut self) -> Result<u64> {
+        let Some(open) = self.open.take() else { return Ok(self.verified) };
+        let engine = self.setting.configuration.engine;
+        let check = self.verified == 0;
+        if check && engine == EngineKind::Memory {
+            self.runtime.block_on(self.poll_all(&open.broker))?;
+            self.verified = self.ledger.end();
+        }
+        drop(open.producer);
+        self.runtime.block_on(open.broker.shutdown())?;
+        if check && engine != EngineKind::Memory {
+            // What was acknowledged is what another opening finds.
+            let store = engine.open(open.folder.path(), &self.setting.profile)?;
+            self.verified = check_queue(&*store, &self.bodies, self.ledger.end(), |at| self.ledger.message(at))?;
+            store.close()?;
+        }
+        Ok(self.verified)
+    }
+
+    /// Reads everything back through the broker.
+    async fn poll_all(&self, broker: &Broker) -> Result<()> {
+        let mut reader = broker.pull_consumer("check").await?;
+        reader.assign_topic(TOPIC).await?;
+        let mut next = 0;
+        while next < self.ledger.end() {
+            let messages = reader.poll(POLL_MESSAGES, PATIENCE).await?;
+            if messages.is_empty() {
+                return Err(format!("nothing came at offset {next} of {}", self.ledger.end()).into());
+            }
+            for message in messages {
+                if message.offset().get() != next {
+                    return Err(format!("offset {} comes where {next} belongs", message.offset()).into());
+                }
+                self.bodies.check(self.ledger.message(next)?, message.body())?;
+                next += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Notes the receipt of a message.
+pub(super) fn note(ledger: &mut Ledger, receipt: &Receipt, message: u64) -> Result<()> {
+    let offset = receipt.offset.ok_or("a receipt names no offset")?;
+    ledger.note(offset, message)
+}

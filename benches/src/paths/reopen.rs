@@ -1,0 +1,125 @@
+//! Opens stores: after a close, and after the end of a process that could not close.
+
+use std::path::Path;
+use std::time::Duration;
+
+use cuemq_storage_api::Engine;
+use tempfile::TempDir;
+
+use super::fetch::load;
+use super::{Rig, Setting};
+use crate::Result;
+use crate::stopwatch::Stopwatch;
+use crate::workload::{Bodies, check_queue, queue};
+
+/// Opens the store in a folder and checks that its queue is whole.
+fn open(setting: &Setting, folder: &Path) -> Result<(Box<dyn Engine>, Duration)> {
+    let watch = Stopwatch::start();
+    let engine = setting.configuration.engine.open(folder, &setting.profile)?;
+    let time = watch.elapsed();
+    let (bounds, count) = (engine.bounds(&queue())?, setting.configuration.messages_per_iteration());
+    if bounds.start.get() != 0 || bounds.end.get() != count {
+        return Err(format!("the opened queue has {bounds:?}, {count} messages were written").into());
+    }
+    Ok((engine, time))
+}
+
+pub(super) struct CleanRig {
+    setting: Setting,
+    bodies: Bodies,
+    folder: TempDir,
+}
+
+impl CleanRig {
+    pub(super) fn new(setting: Setting) -> Result<Self> {
+        let bodies = Bodies::new(setting.configuration.body_bytes);
+        let folder = setting.place.folder()?;
+        let engine = setting.configuration.engine.open(folder.path(), &setting.profile)?;
+        load(&*engine, &bodies, setting.configuration.messages_per_iteration())?;
+        engine.close()?;
+        Ok(Self { setting, bodies, folder })
+    }
+}
+
+impl Rig for CleanRig {
+    fn run(&mut self, iterations: u64) -> Result<Duration> {
+        let mut time = Duration::ZERO;
+        for _ in 0..iterations {
+            let (engine, opening) = open(&self.setting, self.folder.path())?;
+            time += opening;
+            engine.close()?;
+        }
+        Ok(time)
+    }
+
+    fn finish(&mut self) -> Result<u64> {
+        let (engine, _) = open(&self.setting, self.folder.path())?;
+        let count = self.setting.configuration.messages_per_iteration();
+        let verified = check_queue(&*engine, &self.bodies, count, Ok)?;
+        engine.close()?;
+        Ok(verified)
+    }
+}
+
+pub(super) struct DroppedRig {
+    setting: Setting,
+    bodies: Bodies,
+    /// What the open and synced store had on the disk.
+    image: TempDir,
+}
+
+impl DroppedRig {
+    pub(super) fn new(setting: Setting) -> Result<Self> {
+        let bodies = Bodies::new(setting.configuration.body_bytes);
+        let folder = setting.place.folder()?;
+        let engine = setting.configuration.engine.open(folder.path(), &setting.profile)?;
+        load(&*engine, &bodies, setting.configuration.messages_per_iteration())?;
+        engine.sync()?;
+        let image = setting.place.folder()?;
+        copy(folder.path(), image.path())?;
+        engine.close()?;
+        Ok(Self { setting, bodies, image })
+    }
+
+    /// An opening mends the store, so each one gets a copy of its own.
+    fn open_copy(&self) -> Result<(Box<dyn Engine>, Duration, TempDir)> {
+        let folder = self.setting.place.folder()?;
+        copy(self.image.path(), folder.path())?;
+        let (engine, time) = open(&self.setting, folder.path())?;
+        Ok((engine, time, folder))
+    }
+}
+
+impl Rig for DroppedRig {
+    fn run(&mut self, iterations: u64) -> Result<Duration> {
+        let mut time = Duration::ZERO;
+        for _ in 0..iterations {
+            let (engine, opening, _folder) = self.open_copy()?;
+            time += opening;
+            engine.close()?;
+        }
+        Ok(time)
+    }
+
+    fn finish(&mut self) -> Result<u64> {
+        let (engine, _, _folder) = self.open_copy()?;
+        let count = self.setting.configuration.messages_per_iteration();
+        let verified = check_queue(&*engine, &self.bodies, count, Ok)?;
+        engine.close()?;
+        Ok(verified)
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            std::fs::create_dir(&target)?;
+            copy(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
