@@ -1,4 +1,5 @@
 //! The laws of the storage contract, over real files and over files in memory that can lose what was not synced.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is how a test fails")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use cuemq_storage_mmap::files::MemoryFiles;
 use cuemq_storage_mmap::files::memory::{NothingUnsynced, SeededChoices};
 use cuemq_storage_mmap::{MmapEngine, MmapSettings};
 
-const SMALL_SEGMENT_BYTES: u64 = 128 << 10;
+const SMALL_SEGMENT_BYTES: usize = 128 << 10;
 
 /// Settings under which small tests fill segments, consume-queue files and index files, and write checkpoints.
 fn small(segment_bytes: u64, retention: Retention) -> MmapSettings {
@@ -32,7 +33,7 @@ fn is_default(retention: &Retention) -> bool {
 
 /// Segments that hold the largest batch, unless the case is about what expires.
 fn settings(retention: Retention, fixed: &mut Option<u64>) -> MmapSettings {
-    let wanted = if is_default(&retention) { 256 << 20 } else { SMALL_SEGMENT_BYTES };
+    let wanted = if is_default(&retention) { 256 << 20 } else { SMALL_SEGMENT_BYTES as u64 };
     small(*fixed.get_or_insert(wanted), retention)
 }
 
@@ -59,7 +60,7 @@ fn copy(from: &Path, to: &Path) {
 
 impl Fixture for RealDirectory {
     type Engine = MmapEngine;
-    const EXPIRY_GRAIN_BYTES: usize = SMALL_SEGMENT_BYTES as usize;
+    const EXPIRY_GRAIN_BYTES: usize = SMALL_SEGMENT_BYTES;
 
     fn fresh() -> Self {
         let home = tempfile::tempdir().unwrap();
@@ -89,7 +90,7 @@ struct PowerCut {
 
 impl Fixture for PowerCut {
     type Engine = MmapEngine;
-    const EXPIRY_GRAIN_BYTES: usize = SMALL_SEGMENT_BYTES as usize;
+    const EXPIRY_GRAIN_BYTES: usize = SMALL_SEGMENT_BYTES;
 
     fn fresh() -> Self {
         Self { files: MemoryFiles::new(), segment_bytes: None }

@@ -1,8 +1,11 @@
 //! What this engine promises beyond the contract: its files, and what it does when they are damaged.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is how a test fails")]
 
 mod damage;
 mod full_disk;
 mod opening;
+mod panics;
+mod queues;
 mod rebuild;
 mod segments;
 
