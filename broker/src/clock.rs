@@ -64,13 +64,11 @@ impl Clock {
     }
 
     /// Resolves once the time is `at` or later. Works on any runtime.
-    #[must_use]
     pub fn sleep_until(&self, at: Timestamp) -> Sleep {
         Sleep { shared: Arc::downgrade(&self.shared), at, id: None }
     }
 
     /// Resolves `by` from now.
-    #[must_use]
     pub fn sleep(&self, by: Duration) -> Sleep {
         self.sleep_until(self.now().plus(by))
     }

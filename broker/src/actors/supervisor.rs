@@ -43,6 +43,9 @@ impl fmt::Display for Identity {
     }
 }
 
+/// Hears of an actor that is given up: who and why.
+pub(crate) type GaveUp = Arc<dyn Fn(&Identity, &str) + Send + Sync>;
+
 /// What an actor's supervisor needs besides the actor.
 #[derive(Clone)]
 pub(crate) struct Supervision {
@@ -50,7 +53,7 @@ pub(crate) struct Supervision {
     /// Restarts of all actors of the broker since it opened.
     pub(crate) restarts: Arc<AtomicU64>,
     /// Called once an actor is given up, with who and why.
-    pub(crate) gave_up: Arc<dyn Fn(&Identity, &str) + Send + Sync>,
+    pub(crate) gave_up: GaveUp,
 }
 
 impl fmt::Debug for Supervision {

@@ -68,7 +68,7 @@ impl Consumer {
     pub async fn next(&mut self) -> Result<Delivery> {
         loop {
             match self.try_next()? {
-                Step::Delivery(delivery) => return Ok(delivery),
+                Step::Delivery(delivery) => return Ok(*delivery),
                 Step::Wait(None) => self.session.signal().wait().await,
                 Step::Wait(Some(at)) => {
                     let signal = std::pin::pin!(self.session.signal().wait());
@@ -93,7 +93,7 @@ impl Consumer {
         batch.push(self.next().await?);
         while batch.len() < max {
             match self.try_next()? {
-                Step::Delivery(delivery) => batch.push(delivery),
+                Step::Delivery(delivery) => batch.push(*delivery),
                 Step::Wait(_) => break,
             }
         }
@@ -109,7 +109,7 @@ impl Consumer {
             match next? {
                 Next::Record(given) => {
                     let (keeper, group, session) = (&self.keeper, &self.group, &self.session);
-                    return Ok(Step::Delivery(Delivery::new(keeper, group, session, *given)));
+                    return Ok(Step::Delivery(Box::new(Delivery::new(keeper, group, session, *given))));
                 }
                 Next::Skipped { key, lease, ranges } => {
                     let member = self.session.member.clone();
@@ -122,7 +122,7 @@ impl Consumer {
 }
 
 enum Step {
-    Delivery(Delivery),
+    Delivery(Box<Delivery>),
     Wait(Option<cuemq_storage_api::Timestamp>),
 }
 

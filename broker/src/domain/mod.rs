@@ -9,7 +9,6 @@ pub(crate) mod filter;
 pub(crate) mod member;
 pub(crate) mod membership;
 pub(crate) mod progress;
-pub(crate) mod quarantine;
 pub(crate) mod restart;
 pub(crate) mod retry;
 pub(crate) mod routing;

@@ -58,6 +58,11 @@ impl DelayHandle {
         let _ = self.inbox.push(DelayCommand::Stored(timers), &self.address);
     }
 
+    /// Tells that the write that moves timers has an outcome.
+    pub(crate) fn fired(&self, timers: Vec<TimerKey>) {
+        let _ = self.inbox.push(DelayCommand::Fired(timers), &self.address);
+    }
+
     /// Has timers tried again a little later.
     pub(crate) fn stored_later(&self, shared: &Shared, timers: Vec<TimerKey>) {
         let (delay, sleep) = (self.clone(), shared.clock.sleep(FIRE_AGAIN_AFTER));

@@ -16,6 +16,8 @@ pub(crate) enum DelayCommand {
     Schedule(Box<DelayRequest>),
     /// Timers that are in storage by now.
     Stored(Vec<TimerKey>),
+    /// The write that moves these has an outcome.
+    Fired(Vec<TimerKey>),
 }
 
 /// See [`DelayCommand::Schedule`].

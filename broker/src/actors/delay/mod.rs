@@ -7,6 +7,7 @@
 mod handle;
 mod messages;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, Supervised, WrapFuture};
@@ -37,6 +38,9 @@ pub(crate) struct DelayActor {
     /// Requests taken from the inbox and not yet handed to storage.
     admitted: Vec<DelayRequest>,
     alarm: Option<(Timestamp, SpawnHandle)>,
+    /// Handed to storage to be moved, outcome not known yet: their rows may still be there, and must not be moved
+    /// twice. Bounded by the rows of the table.
+    firing: HashSet<TimerKey>,
 }
 
 impl Actor for DelayActor {
@@ -76,7 +80,7 @@ impl DelayActor {
     pub(crate) fn new(shared: Arc<Shared>, inbox: Arc<Inbox<DelayCommand>>) -> Self {
         let mut effects = Vec::new();
         let schedule = DelaySchedule::start(&mut effects);
-        Self { shared, me: None, inbox, schedule, effects, admitted: Vec::new(), alarm: None }
+        Self { shared, me: None, inbox, schedule, effects, admitted: Vec::new(), alarm: None, firing: HashSet::new() }
     }
 
     /// Begins anew with what storage has, once every write handed over before has landed.
@@ -85,6 +89,7 @@ impl DelayActor {
         let barrier = async move { storage.write_and_wait(WriteBatch::new(Timestamp::MIN), Flush::Buffered).await };
         ctx.wait(barrier.into_actor(self).map(|_, actor, ctx| {
             actor.effects.clear();
+            actor.firing.clear();
             actor.schedule = DelaySchedule::start(&mut actor.effects);
             actor.go_on(ctx);
         }));
@@ -102,7 +107,14 @@ impl DelayActor {
                 }
                 Some(DelayCommand::Stored(timers)) => {
                     self.shared.probe(KIND, "scheduler", "Stored");
-                    timers.into_iter().for_each(|timer| self.schedule.schedule(timer));
+                    let waiting = timers.into_iter().filter(|timer| !self.firing.contains(timer));
+                    waiting.for_each(|timer| self.schedule.schedule(timer));
+                }
+                Some(DelayCommand::Fired(timers)) => {
+                    self.shared.probe(KIND, "scheduler", "Fired");
+                    for timer in timers {
+                        self.firing.remove(&timer);
+                    }
                 }
             }
         }
@@ -176,9 +188,12 @@ impl DelayActor {
 
     fn refill(&mut self, from: TimerKey, limit: usize) {
         let mut timers = Vec::new();
-        let engine = self.shared.storage.engine();
+        let (engine, firing) = (self.shared.storage.engine(), &self.firing);
         let read = scan_rows::<Error>(&**engine, &table::TABLE, &table::key(from), None, limit, |key, _| {
-            timers.push(table::decode_key(key)?);
+            let timer = table::decode_key(key)?;
+            if !firing.contains(&timer) {
+                timers.push(timer);
+            }
             Ok(())
         });
         match read {
@@ -213,13 +228,17 @@ impl DelayActor {
         if fired.is_empty() {
             return Ok(());
         }
+        self.firing.extend(&fired);
         let (me, shared) = (self.me.clone(), Arc::clone(&self.shared));
-        self.shared.storage.write(batch, flush, move |result| match result {
-            Ok(_) => shared.delayed.subtract(fired.len()),
-            Err(error) => {
-                tracing::warn!(error = %error.get(), messages = fired.len(), "due messages could not be moved yet");
-                if let (true, Some(delay)) = (error.get().is_certainly_not_applied(), me) {
-                    delay.stored_later(&shared, fired);
+        self.shared.storage.write(batch, flush, move |result| {
+            me.iter().for_each(|delay| delay.fired(fired.clone()));
+            match result {
+                Ok(_) => shared.delayed.subtract(fired.len()),
+                Err(error) => {
+                    tracing::warn!(error = %error.get(), messages = fired.len(), "due messages could not be moved yet");
+                    if let (true, Some(delay)) = (error.get().is_certainly_not_applied(), me) {
+                        delay.stored_later(&shared, fired);
+                    }
                 }
             }
         });
