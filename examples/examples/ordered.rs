@@ -64,7 +64,7 @@ async fn main() -> Result<()> {
 async fn run(broker: &Broker) -> Result<Vec<Processed>> {
     // A new topic for every run in a kept directory: what an earlier run left is not ours.
     let topic = format!("customers-{}", broker.topics().len());
-    broker.create_topic(TopicSpec::new(&*topic).queues(4)).await?;
+    broker.create_topic(TopicSpec::new(&*topic).queues(8)).await?;
     let producer = broker.producer(&topic).await?;
     for number in 0..EVENTS {
         for customer in CUSTOMERS {

@@ -272,10 +272,10 @@ impl Report {
         facts.add("processed in all", format!("{} of {}", count(self.processed()), count(self.expected)));
         let keys = count(self.outcome.keys as u64);
         let order = match self.outcome.out_of_order {
-            0 => format!("kept for each of {keys} keys"),
+            0 => format!("kept for each of {keys} values of {:?}", arguments.key),
             broken => format!("BROKEN {} times", count(broken)),
         };
-        facts.add(&format!("order by {}", arguments.key), order);
+        facts.add("order of delivery", order);
         facts.add("committed offsets", format!("{} events, {} wait", count(self.after.consumed), self.after.waiting));
         facts.add("time", format!("{:.1} s", self.took.as_secs_f64()));
         facts.add("engine", arguments.store.engine_name());

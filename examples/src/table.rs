@@ -28,16 +28,17 @@ impl Facts {
     }
 }
 
-/// Prints rows of cells under a header. All columns but the first are aligned to the right.
+/// Prints rows of cells under a header. Cells that begin with a digit are aligned to the right.
 pub fn print_grid<const COLUMNS: usize>(header: [&str; COLUMNS], rows: &[[String; COLUMNS]]) {
     let mut table = styled();
     table.set_header(header);
     for row in rows {
-        let align = |(at, text): (usize, &String)| {
-            let alignment = if at == 0 { CellAlignment::Left } else { CellAlignment::Right };
+        let align = |text: &String| {
+            let is_number = text.starts_with(|c: char| c.is_ascii_digit());
+            let alignment = if is_number { CellAlignment::Right } else { CellAlignment::Left };
             Cell::new(text).set_alignment(alignment)
         };
-        table.add_row(row.iter().enumerate().map(align));
+        table.add_row(row.iter().map(align));
     }
     println!("{table}");
 }
