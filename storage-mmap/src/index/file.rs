@@ -17,6 +17,8 @@ use crate::files::{FileLayer, LayerFile, OpenMode};
 
 /// Slots are read and written in blocks of this many bytes.
 const BLOCK_BYTES: usize = 4096;
+/// When all slots are looked through, they are read in blocks of this many bytes.
+const SCAN_BYTES: usize = 64 << 10;
 
 /// Blocks of slots with the new heads of their chains, to be written once the entries are durable.
 #[derive(Debug, Default)]
@@ -100,7 +102,7 @@ impl IndexFile {
         let start = at - at % BLOCK_BYTES as u64;
         let block = match links.blocks.entry(start) {
             std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::btree_map::Entry::Vacant(unknown) => unknown.insert(self.read_block(start)?),
+            std::collections::btree_map::Entry::Vacant(unknown) => unknown.insert(self.read_slots(start, BLOCK_BYTES)?),
         };
         let within = usize::try_from(at - start).expect("less than a block");
         let head = block[within..].first_chunk_mut::<4>().expect("blocks hold whole slots");
@@ -110,9 +112,9 @@ impl IndexFile {
         Ok(previous)
     }
 
-    fn read_block(&self, start: u64) -> io::Result<Vec<u8>> {
+    fn read_slots(&self, start: u64, most: usize) -> io::Result<Vec<u8>> {
         let left = usize::try_from(self.layout.slots_bytes() - start).unwrap_or(usize::MAX);
-        let mut block = vec![0; left.min(BLOCK_BYTES)];
+        let mut block = vec![0; left.min(most)];
         self.file.read_at(HEADER_BYTES + start, &mut block)?;
         Ok(block)
     }
@@ -211,7 +213,11 @@ impl IndexFile {
         let mut is_changed = false;
         let mut start = 0;
         while start < self.layout.slots_bytes() {
-            let found = self.read_block(start)?;
+            let found = self.read_slots(start, SCAN_BYTES)?;
+            if found.iter().all(|byte| *byte == 0) {
+                start += found.len() as u64;
+                continue;
+            }
             let mut block = found.clone();
             let first_slot = u32::try_from(start / SLOT_BYTES).expect("slots are counted in 32 bits");
             for (slot, head) in (first_slot..).zip(block.as_chunks_mut::<4>().0) {

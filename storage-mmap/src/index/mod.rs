@@ -132,7 +132,8 @@ impl KeyIndex {
     /// key.
     ///
     /// # Errors
-    /// What the file layer answers; `InvalidData` when a file contradicts itself; an earlier failure to write.
+    /// What the file layer answers; `InvalidData` when a file contradicts itself; an earlier failure. After a
+    /// contradiction the index gives no more answers, and the next opening makes it again from the log.
     pub(crate) fn candidates(
         &self,
         topic: &str,
@@ -141,6 +142,27 @@ impl KeyIndex {
         visit: &mut dyn FnMut(LogPosition) -> ControlFlow<()>,
     ) -> io::Result<()> {
         self.check()?;
+        self.walk(topic, key, times, visit)
+            .map_err(|error| if is_damage(&error) { self.distrust(error) } else { error })
+    }
+
+    /// Sees to it that the next opening does not trust the files either.
+    fn distrust(&self, error: io::Error) -> io::Error {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let removed = self.files.remove(state::STATE_PATH).and_then(|()| self.files.sync_directory(INDEX_DIRECTORY));
+        if let Err(cause) = removed {
+            tracing::warn!(store = self.files.describe(), %cause, "a damaged index could not be given up");
+        }
+        self.fail(error)
+    }
+
+    fn walk(
+        &self,
+        topic: &str,
+        key: &str,
+        times: Range<Timestamp>,
+        visit: &mut dyn FnMut(LogPosition) -> ControlFlow<()>,
+    ) -> io::Result<()> {
         let hash = key_hash(topic, key);
         // Memory first: what moves to the files meanwhile is then seen twice, and `below` drops the second sight.
         let (recent, below) = self.recent().find(hash, &times);

@@ -179,19 +179,50 @@ fn deleted_files_are_made_again_with_the_same_bytes() {
 }
 
 #[test]
-fn a_contradiction_is_found_when_opening_or_looking() {
-    let files = MemoryFiles::new();
-    let index = open(&files, 0);
-    let (mut log, mut choices) = (Log::default(), SeededChoices::new(4));
-    (0..19).for_each(|_| log.append(&index, &mut choices));
-    index.flush(LogPosition::new(log.end())).unwrap();
-    let name = files.list(INDEX_DIRECTORY).unwrap().into_iter().find(|name| name != "STATE").unwrap();
-    let file = files.open(&format!("index/{name}"), crate::files::OpenMode::Existing).unwrap();
-    file.write_at(40, &[&[0, 0, 0, 99].repeat(7)]).unwrap();
-    let looked = index.candidates("topic", "key1", ALL, &mut |_| ControlFlow::Continue(()));
-    assert_eq!(looked.unwrap_err().kind(), io::ErrorKind::InvalidData);
+fn a_contradiction_is_found_and_the_index_is_made_again() {
+    // Heads that lead beyond the end, in the newest file and in a full one, which opening does not read through.
+    for (count, open_finds_it) in [(19, true), (30, false)] {
+        let files = MemoryFiles::new();
+        let index = open(&files, 0);
+        let (mut log, mut choices) = (Log::default(), SeededChoices::new(4));
+        (0..count).for_each(|_| log.append(&index, &mut choices));
+        index.flush(LogPosition::new(log.end())).unwrap();
+        drop(index);
+        let name = files.list(INDEX_DIRECTORY).unwrap().into_iter().find(|name| name != "STATE").unwrap();
+        let file = files.open(&format!("index/{name}"), crate::files::OpenMode::Existing).unwrap();
+        file.write_at(40, &[&[0, 0, 0, 99].repeat(7)]).unwrap();
+        let mut index = open(&files, log.end());
+        if !open_finds_it {
+            let looked = index.candidates("topic", "key1", ALL, &mut |_| ControlFlow::Continue(()));
+            assert_eq!(looked.unwrap_err().kind(), io::ErrorKind::InvalidData);
+            assert!(index.candidates("topic", "key2", ALL, &mut |_| ControlFlow::Continue(())).is_err());
+            assert!(index.flush(LogPosition::new(log.end() + 1)).is_err());
+            index = open(&files, log.end());
+        }
+        assert_eq!(index.covered_to().get(), 0);
+        log.replay(&index, 0);
+        log.check(&index, "made again");
+    }
+}
+
+#[test]
+fn a_new_file_of_the_known_size_takes_little_room() {
+    use std::os::unix::fs::MetadataExt;
+    let home = tempfile::tempdir().unwrap();
+    let settings = IndexSettings { slots: 5_000_000, entries: 20_000_000 };
+    let files = Arc::new(crate::files::RealFiles::open(home.path()).unwrap());
+    let index = KeyIndex::open(Arc::clone(&files) as Arc<dyn FileLayer>, settings, LogPosition::new(0)).unwrap();
+    for number in 0..10 {
+        index.add("topic", &number.to_string(), LogPosition::new(number), Timestamp::from_millis(0));
+    }
+    index.flush(LogPosition::new(10)).unwrap();
+    let file = std::fs::metadata(home.path().join("index/19700101000000000")).unwrap();
+    assert_eq!(file.len(), 420_000_040);
+    assert!(file.blocks() * 512 < 1 << 20, "{} blocks", file.blocks());
+    assert_eq!(found(&index, "7", ALL), [7]);
     drop(index);
-    assert_eq!(open(&files, log.end()).covered_to().get(), 0, "what contradicts itself is built anew");
+    let again = KeyIndex::open(files, settings, LogPosition::new(10)).unwrap();
+    assert_eq!((again.covered_to().get(), found(&again, "7", ALL)), (10, vec![7]));
 }
 
 #[test]
