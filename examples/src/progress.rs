@@ -37,7 +37,7 @@ impl Progress {
             bar.set_position(done);
             return;
         }
-        let reached = if self.total == 0 { 0 } else { done * PLAIN_LINES / self.total };
+        let reached = (done * PLAIN_LINES).checked_div(self.total).unwrap_or(0);
         if reached > self.told {
             self.told = reached;
             eprintln!("{} {} of {}", self.what, count(done), count(self.total));

@@ -1,6 +1,6 @@
 //! Which engine, where, and how safely: the arguments that the programs share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -8,6 +8,9 @@ use cuemq::storage_api::ErrorKind;
 use cuemq::{Broker, BrokerBuilder, Flush, MemoryEngine};
 use cuemq_storage_lsm::{LsmEngine, LsmSettings};
 use cuemq_storage_mmap::{MmapEngine, MmapSettings};
+
+/// Where data lies unless the arguments say otherwise.
+const DEFAULT_DIRECTORY: &str = "./cuemq-data";
 
 /// The storage engines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -45,7 +48,7 @@ pub struct StoreArguments {
     #[arg(long, value_enum, default_value = "mmap")]
     pub engine: EngineKind,
     /// The data directory; made if need be, not used by the memory engine
-    #[arg(long, default_value = "./cuemq-data")]
+    #[arg(long, default_value = DEFAULT_DIRECTORY)]
     pub dir: PathBuf,
     /// When a send is acknowledged
     #[arg(long, value_enum, default_value = "durable")]
@@ -105,7 +108,7 @@ impl StoreArguments {
         if self.engine != EngineKind::Mmap {
             text.push_str(&format!(" --engine {}", self.engine_name()));
         }
-        if self.dir != PathBuf::from("./cuemq-data") {
+        if self.dir.as_path() != Path::new(DEFAULT_DIRECTORY) {
             text.push_str(&format!(" --dir {}", self.dir.display()));
         }
         text
