@@ -59,6 +59,7 @@ pub(crate) fn scan(
     let mut end = LogEnd { position: plan.from, chain: plan.chain.unwrap_or(0), stored_at: plan.stored_at };
     let mut chain = plan.chain;
     let (mut epoch, mut reported) = (0, plan.from);
+    let most = segments.list()?.last().map_or(0, |last| (last + segments.segment_bytes()).saturating_sub(plan.from));
     let mut window = None;
     while plan.until.is_none_or(|until| end.position < until) {
         let start = segments.start_of(end.position);
@@ -79,7 +80,8 @@ pub(crate) fn scan(
         end = LogEnd { position, chain: crc, stored_at: header.stored_at };
         if position - reported >= PROGRESS_BYTES {
             reported = position;
-            tracing::info!(from = plan.from, position, durable = plan.durable, "reading the commit log");
+            let percent = (position - plan.from) * 100 / most.max(1);
+            tracing::info!(position, percent, "reading the commit log");
         }
     }
     if plan.until == Some(end.position) {

@@ -72,8 +72,10 @@ impl Segments {
 
     /// Removes a segment's name; slices handed out stay valid.
     pub(crate) fn remove(&self, start: u64) -> io::Result<()> {
+        // The name first: a reader that comes in between must not map the segment anew and keep its room taken.
+        self.files.remove(&Self::path(start))?;
         self.mapped().regions.remove(&start);
-        self.files.remove(&Self::path(start))
+        Ok(())
     }
 
     pub(crate) fn sync_directory(&self) -> io::Result<()> {

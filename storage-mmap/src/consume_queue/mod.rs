@@ -224,8 +224,8 @@ impl QueueFiles {
             let Ok(start) = name.parse::<u64>() else { continue };
             let path = format!("{directory}/{name}");
             if start + self.entries_per_file <= base {
-                self.open_files().files.remove(&path);
                 self.files.remove(&path)?;
+                self.open_files().files.remove(&path);
             } else if start < base {
                 let zeros = vec![0; usize::try_from(self.place(base)).unwrap_or(0)];
                 self.open(&path, OpenMode::Existing)?.write_at(0, &[&zeros])?;

@@ -48,14 +48,14 @@ fn garbage_behind_the_end_is_cut_and_stays_away() {
 #[test]
 fn a_torn_frame_takes_only_unsynced_records_with_it() {
     let (files, applied) = half_synced(20);
-    for lost in 11..20usize {
+    for (lost, torn) in applied.iter().enumerate().skip(11) {
         let files = killed(&files);
-        let (path, offset) = place(applied[lost].positions[0].get());
+        let (path, offset) = place(torn.positions[0].get());
         overwrite(&files, &path, offset + 70, &[0xff; 8]);
         let engine = open(&files);
         assert_whole(&engine, &orders(), lost as u64);
         let next = append(&engine, &orders(), lost as u64).unwrap();
-        assert_eq!(next.mark, applied[lost].mark, "the log goes on where it was cut");
+        assert_eq!(next.mark, torn.mark, "the log goes on where it was cut");
         engine.sync().unwrap();
         assert_whole(&open(&killed(&files)), &orders(), lost as u64 + 1);
     }
@@ -77,9 +77,9 @@ fn a_second_recovery_writes_nothing_to_the_log() {
 #[test]
 fn rot_below_the_durable_end_is_refused_and_named() {
     let (files, applied) = half_synced(20);
-    for damaged in 0..=10usize {
+    for (damaged, rotten) in applied.iter().enumerate().take(11) {
         let files = killed(&files);
-        let (path, offset) = place(applied[damaged].positions[0].get());
+        let (path, offset) = place(rotten.positions[0].get());
         flip(&files, &path, offset + 90);
         let before = tree(&files, "commitlog");
         let refused = try_open(&files).unwrap_err();
