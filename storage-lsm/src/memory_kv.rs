@@ -126,6 +126,8 @@ impl OrderedKv for MemoryKv {
         self.0.0.content.lock().unwrap().settle();
         Ok(())
     }
+
+    fn close(self) {}
 }
 
 /// Changes in order.

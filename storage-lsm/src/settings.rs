@@ -21,8 +21,8 @@ pub struct LsmSettings {
     /// of it each. At most four full ones wait beside the one being filled. Larger means fewer stalls and more memory.
     /// Set when the store is made, kept from then on. Default 64 MiB, at least 1 MiB.
     pub memtable_bytes: u64,
-    /// Bytes of journal that may wait to become tables: they are read again when the store is opened, at some
-    /// 100 MiB a second. Default 256 MiB, at least 64 MiB.
+    /// Bytes of full journals that may wait to become tables. They and the one being filled, up to 64 MiB, are read
+    /// again when a store is opened that was not closed, at some 60 MiB a second. Default 64 MiB, which is the least.
     pub journal_bytes: u64,
     /// Threads that write and merge tables. Default 2, from 1 to 64.
     pub worker_threads: usize,
@@ -44,7 +44,7 @@ impl Default for LsmSettings {
         Self {
             cache_bytes: 64 * MIB,
             memtable_bytes: 64 * MIB,
-            journal_bytes: 256 * MIB,
+            journal_bytes: SMALLEST_JOURNAL_BYTES,
             worker_threads: 2,
             reserve_bytes: 256 * MIB,
             retention_seconds: retention.age.as_secs(),

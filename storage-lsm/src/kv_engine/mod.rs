@@ -72,7 +72,7 @@ struct FixedParts {
 /// What closing lets go of, the store before its lock.
 struct Store<K> {
     kv: K,
-    _directory: Option<Directory>,
+    directory: Option<Directory>,
 }
 
 /// What only the writer touches.
@@ -215,7 +215,14 @@ impl<K: OrderedKv> Engine for KvEngine<K> {
             Err(_) => return Ok(()),
         };
         // Waits for readers and the writer, who hold the lock while they use the store.
-        *self.store.write().unwrap_or_else(PoisonError::into_inner) = None;
-        synced.map(drop)
+        let store = self.store.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Store { kv, directory }) = store {
+            match synced {
+                Ok(()) => kv.close(),
+                Err(_) => drop(kv),
+            }
+            drop(directory);
+        }
+        synced
     }
 }

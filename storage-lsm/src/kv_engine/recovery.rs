@@ -25,7 +25,7 @@ impl<K: OrderedKv> KvEngine<K> {
         };
         Ok(Self {
             parts: FixedParts { capabilities, retention, reserve_bytes, disk },
-            store: RwLock::new(Some(Store { kv, _directory: directory })),
+            store: RwLock::new(Some(Store { kv, directory })),
             writer: Mutex::new(Writer { state, room: Room::default() }),
             // What was found was read back from a store that syncs its journal when it is opened.
             durable: AtomicU64::new(state.batches),

@@ -3,6 +3,7 @@
 mod conformance;
 mod damage;
 mod failure;
+mod processes;
 mod reopen;
 mod retention;
 

@@ -74,3 +74,50 @@ fn closing_releases_the_directory_and_ends_everything() {
     let next = open(directory.path());
     assert_eq!(bodies(&next, &queue), ["0"]);
 }
+
+#[test]
+fn a_closed_store_has_nothing_to_replay_and_later_batches_win() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = queue("t", 0);
+    for session in 0..3u64 {
+        let engine = open(directory.path());
+        assert_eq!(engine.durable().0, session * 4);
+        let row = engine.get(&TABLE, b"row").unwrap();
+        assert_eq!(row.map(|row| row[0]), session.checked_sub(1).map(|session| u8::try_from(session).unwrap()));
+        for _ in 0..3 {
+            let mut batch = WriteBatch::new(at(0));
+            batch.append(&queue, Record::new(vec![7; 1 << 20], at(0)));
+            engine.apply(batch).unwrap();
+        }
+        let mut batch = WriteBatch::new(at(0));
+        batch.put(&TABLE, "row", vec![u8::try_from(session).unwrap()]);
+        engine.apply(batch).unwrap();
+        engine.close().unwrap();
+        let journals = std::fs::read_dir(directory.path().join("store")).unwrap().map(Result::unwrap);
+        let journals: Vec<_> = journals.filter(|entry| entry.path().extension().is_some()).collect();
+        assert_eq!(journals.len(), 1, "{journals:?}");
+        assert_eq!(journals[0].metadata().unwrap().len(), 0);
+    }
+    let engine = open(directory.path());
+    assert_eq!(all(&engine, &queue).len(), 9);
+    assert_eq!(engine.maintain(at(0)).unwrap(), Maintenance::default());
+}
+
+#[test]
+fn a_new_store_is_small() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = open(directory.path());
+    engine.apply(batch(&queue("t", 0), 0, 10)).unwrap();
+    engine.sync().unwrap();
+    let mut blocks = 0;
+    let mut folders = vec![directory.path().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            match entry.file_type().unwrap().is_dir() {
+                true => folders.push(entry.path()),
+                false => blocks += std::os::unix::fs::MetadataExt::blocks(&entry.metadata().unwrap()),
+            }
+        }
+    }
+    assert!(blocks * 512 < 1 << 20, "{blocks} blocks of 512 bytes");
+}
