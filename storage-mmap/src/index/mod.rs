@@ -54,8 +54,8 @@ pub(crate) struct KeyIndex {
     writer: Mutex<()>,
     /// `kept.covered_to`, without the lock.
     covered_to: AtomicU64,
-    /// The first failed write. From then on nothing is added and nothing is found, until the store is reopened.
-    failure: OnceLock<String>,
+    /// The first failed write or contradiction. From then on nothing is added and nothing is found, until the store is reopened.
+    failure: OnceLock<(io::ErrorKind, String)>,
 }
 
 impl KeyIndex {
@@ -255,12 +255,12 @@ impl KeyIndex {
     fn check(&self) -> io::Result<()> {
         match self.failure.get() {
             None => Ok(()),
-            Some(cause) => Err(io::Error::other(format!("the index failed earlier: {cause}"))),
+            Some((kind, cause)) => Err(io::Error::new(*kind, format!("the index failed earlier: {cause}"))),
         }
     }
 
     fn fail(&self, error: io::Error) -> io::Error {
-        self.failure.get_or_init(|| error.to_string());
+        self.failure.get_or_init(|| (error.kind(), error.to_string()));
         self.recent().clear();
         error
     }
