@@ -1,7 +1,7 @@
 //! The file layer: every byte that this engine reads from or writes to a disk passes through here.
 //!
-//! Two implementations: [`RealFiles`](real::RealFiles) over the operating system, and
-//! [`MemoryFiles`](memory::MemoryFiles), which records every operation and can produce *crash images*: any prefix of
+//! Two implementations: [`RealFiles`] over the operating system, and
+//! [`MemoryFiles`], which records every operation and can produce *crash images*: any prefix of
 //! the operations, any subset and version of unsynced sectors, lost renames and sizes.
 //!
 //! Paths are relative to the store's directory, with `/` between parts.
