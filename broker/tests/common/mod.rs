@@ -139,3 +139,36 @@ pub(crate) fn text(message: &Received) -> String {
 pub(crate) fn manual_clock() -> ManualClock {
     ManualClock::new(Timestamp::from_millis(1_700_000_000_000))
 }
+
+/// Proves that a consumer finds nothing at this moment.
+pub(crate) fn assert_nothing(consumer: &mut Consumer, why: &str) {
+    let found = futures_util::FutureExt::now_or_never(consumer.next());
+    assert!(found.is_none(), "{why}: {:?}", found.map(|found| found.map(|delivery| text(&delivery))));
+}
+
+/// Watches the delay scheduler: what was due at this moment of the clock has been moved once [`Settler::settle`] is
+/// through, because a message that is due now comes behind it.
+pub(crate) struct Settler {
+    producer: cuemq::Producer,
+    pull: cuemq::PullConsumer,
+    clock: ManualClock,
+}
+
+impl Settler {
+    const TOPIC: &str = "settled";
+
+    pub(crate) async fn new(broker: &Broker, clock: &ManualClock) -> Self {
+        let producer = broker.producer(Self::TOPIC).await.unwrap().with_selector(|_, _| 0);
+        let mut pull = broker.pull_consumer("settler").await.unwrap();
+        pull.assign(Self::TOPIC, 0).await.unwrap();
+        pull.seek(Self::TOPIC, 0, cuemq::SeekTo::End).unwrap();
+        Self { producer, pull, clock: clock.clone() }
+    }
+
+    pub(crate) async fn settle(&mut self) {
+        self.producer.send(cuemq::Message::new("settled").deliver_at(self.clock.now())).await.unwrap();
+        let hour = Duration::from_secs(3600);
+        let settled = soon("a message that is due now", self.pull.poll(1, hour)).await.unwrap();
+        assert_eq!(settled.len(), 1);
+    }
+}
