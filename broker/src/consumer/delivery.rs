@@ -72,7 +72,7 @@ impl Delivery {
         let Some(given) = self.given.take() else { return };
         let offset = given.stored.offset;
         tracing::trace!(queue = %given.key, %offset, "ack");
-        let settled = self.session.acknowledged(&given);
+        // The group hears of it before the session lets go: a revocation in between would give the message away again.
         self.group.post(GroupRequest::Acknowledge {
             member: self.session.member.clone(),
             queue: given.key.clone(),
@@ -80,6 +80,7 @@ impl Delivery {
             ranges: vec![offset..offset.plus(1)],
             reply,
         });
+        let settled = self.session.acknowledged(&given);
         release_if_free(&self.group, settled, &given);
     }
 
@@ -96,7 +97,7 @@ impl Delivery {
             let text = "a broadcasting group has no retry: acknowledge the message, or drop it to have it again";
             return Err(Error::new(ErrorKind::Invalid, text));
         }
-        let Some(given) = self.given.take() else { return Ok(()) };
+        let Some(given) = &self.given else { return Ok(()) };
         let (sender, receiver) = oneshot::channel();
         self.group.post(GroupRequest::Retry(RetryRequest {
             member: self.session.member.clone(),
@@ -108,13 +109,13 @@ impl Delivery {
             delay,
             reply: sender,
         }));
-        let answer = receiver.await.unwrap_or_else(|_| Err(Error::lost("the retry")));
-        let settled = match &answer {
-            Ok(()) => self.session.acknowledged(&given),
-            Err(_) => self.session.abandoned(&given, self.keeper.shared().clock.now()),
-        };
-        release_if_free(&self.group, settled, &given);
-        answer
+        // Whoever gives up waiting, or meets an error, drops the delivery: then the message comes again.
+        receiver.await.unwrap_or_else(|_| Err(Error::lost("the retry")))?;
+        if let Some(given) = self.given.take() {
+            let settled = self.session.acknowledged(&given);
+            release_if_free(&self.group, settled, &given);
+        }
+        Ok(())
     }
 
     /// Has this member deliver the message again after a pause; in an ordered consumer nothing of its queue overtakes it.

@@ -129,7 +129,7 @@ enum Step {
 impl Drop for Consumer {
     fn drop(&mut self) {
         self.session.close("it was dropped");
-        self.group.post(GroupRequest::Leave { member: self.session.member.clone() });
+        self.group.post(GroupRequest::Leave { session: Arc::clone(&self.session) });
     }
 }
 

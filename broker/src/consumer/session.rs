@@ -164,6 +164,21 @@ impl Session {
         self.signal.wake();
     }
 
+    /// Whether it has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed.is_some()
+    }
+
+    /// Whether it holds a queue under a lease.
+    pub(crate) fn holds(&self, key: &QueueKey, lease: Lease) -> bool {
+        self.lock().queues.iter().any(|q| q.key == *key && q.lease == lease)
+    }
+
+    /// What it holds and how far it is, for a group that has lost requests in a panic.
+    pub(crate) fn holdings(&self) -> Vec<(QueueKey, Lease, Progress)> {
+        self.lock().queues.iter().map(|q| (q.key.clone(), q.lease, q.progress.clone())).collect()
+    }
+
     /// The queues held now, in order.
     pub(crate) fn queues(&self) -> Vec<QueueKey> {
         let mut keys: Vec<_> = self.lock().queues.iter().map(|q| q.key.clone()).collect();

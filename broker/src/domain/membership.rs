@@ -222,6 +222,11 @@ impl Membership {
         self.holdings.get(queue)
     }
 
+    /// All queues that are held, in order, each with its holder and lease.
+    pub(crate) fn holdings(&self) -> impl Iterator<Item = (&QueueKey, &Holding)> {
+        self.holdings.iter()
+    }
+
     /// The earliest time at which [`expire`](Self::expire) has something to do.
     #[must_use]
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {

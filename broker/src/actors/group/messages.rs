@@ -24,8 +24,8 @@ pub(crate) type Answer<T> = oneshot::Sender<Result<T>>;
 pub(crate) enum GroupRequest {
     /// Takes a member in.
     Join { session: Arc<Session>, topics: BTreeSet<TopicName>, start: Start, reply: Answer<()> },
-    /// A member is gone; what it held is free.
-    Leave { member: MemberId },
+    /// A member is gone; what it held is free. Named by its session, because its name may be somebody else's.
+    Leave { session: Arc<Session> },
     /// A member has finished with a revoked queue.
     Released { queue: QueueKey, lease: Lease },
     /// Messages are done.
@@ -48,6 +48,8 @@ pub(crate) enum GroupRequest {
     Configure { strategy: AssignmentStrategy, retry: RetryPolicy },
     /// A topic was created, grew or was deleted.
     TopicChanged { topic: TopicName },
+    /// After a panic: make good what was lost with the request at hand.
+    CatchUp,
     /// The broker stops or has failed: every session ends.
     Close { why: Arc<str> },
 }
@@ -66,6 +68,7 @@ impl GroupRequest {
             Self::Describe { .. } => "Describe",
             Self::Configure { .. } => "Configure",
             Self::TopicChanged { .. } => "TopicChanged",
+            Self::CatchUp => "CatchUp",
             Self::Close { .. } => "Close",
         }
     }

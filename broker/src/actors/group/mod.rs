@@ -75,6 +75,8 @@ impl Supervised for GroupActor {
         if self.inbox.wake_after_restart() {
             ctx.notify(Drain);
         }
+        // Behind everything that waits, so that nothing is made good that is only late.
+        let _ = self.inbox.push(GroupRequest::CatchUp, &ctx.address());
     }
 }
 
@@ -135,20 +137,55 @@ impl GroupActor {
         }));
     }
 
+    /// Makes good what was lost with a request that panicked and that nobody repeats: a departure, a release, a
+    /// grant, an acknowledgement, the news of a topic or of the broker's end.
+    fn catch_up(&mut self, ctx: &mut Context<Self>) -> Result<()> {
+        let sessions: Vec<Arc<Session>> = self.sessions.values().map(|joined| Arc::clone(&joined.session)).collect();
+        for session in sessions {
+            if let Err(ended) = self.shared.check_running() {
+                session.close(&ended.to_string());
+            }
+            if session.is_closed() {
+                self.leave(&session, ctx);
+                continue;
+            }
+            for (queue, lease, done) in session.holdings() {
+                if self.check_lease(&session.member, &queue, lease).is_ok() {
+                    let owner = OffsetOwner { queue, member: self.owner(&session.member) };
+                    self.offsets.catch_up(&self.shared, &owner, &done)?;
+                }
+            }
+        }
+        let held = |member: &MemberId, queue: &QueueKey, lease| {
+            self.sessions.get(member).is_some_and(|joined| joined.session.holds(queue, lease))
+        };
+        let holdings = self.membership.holdings();
+        let lost = holdings.filter(|(queue, holding)| !held(&holding.member, queue, holding.lease));
+        let lost: Vec<_> = lost.map(|(queue, holding)| (queue.clone(), holding.lease)).collect();
+        for (queue, lease) in lost {
+            self.released(&queue, lease, ctx);
+        }
+        let topics: BTreeSet<TopicName> = self.sessions.values().flat_map(|joined| joined.topics.clone()).collect();
+        topics.iter().for_each(|topic| self.topic_changed(topic, ctx));
+        Ok(())
+    }
+
+    fn released(&mut self, queue: &QueueKey, lease: Lease, ctx: &mut Context<Self>) {
+        let mut effects = Vec::new();
+        // A holder that was fenced meanwhile has nothing to release.
+        if self.membership.released(queue, lease, &mut effects).is_ok() {
+            self.perform(effects, ctx);
+        }
+    }
+
     fn handle_request(&mut self, request: GroupRequest, ctx: &mut Context<Self>) {
         match request {
             GroupRequest::Join { session, topics, start, reply } => {
                 let joined = self.join(session, topics, start, ctx);
                 let _ = reply.send(joined);
             }
-            GroupRequest::Leave { member } => self.leave(&member, ctx),
-            GroupRequest::Released { queue, lease } => {
-                let mut effects = Vec::new();
-                // A holder that was fenced meanwhile has nothing to release.
-                if self.membership.released(&queue, lease, &mut effects).is_ok() {
-                    self.perform(effects, ctx);
-                }
-            }
+            GroupRequest::Leave { session } => self.leave(&session, ctx),
+            GroupRequest::Released { queue, lease } => self.released(&queue, lease, ctx),
             GroupRequest::Acknowledge { member, queue, lease, ranges, reply } => {
                 let owner = self.owner(&member);
                 match self.check_lease(&member, &queue, lease) {
@@ -158,7 +195,7 @@ impl GroupActor {
                     Err(stale) => answer(reply, Err(stale)),
                 }
             }
-            GroupRequest::Retry(request) => self.retry(request),
+            GroupRequest::Retry(request) => self.retry(request, ctx),
             GroupRequest::Committed { queue, reply } => {
                 let _ = reply.send(Ok(self.offsets.committed(&OffsetOwner { queue, member: None })));
             }
@@ -172,6 +209,11 @@ impl GroupActor {
                 let mut effects = Vec::new();
                 self.membership.set_strategy(strategy, self.shared.clock.now(), &mut effects);
                 self.perform(effects, ctx);
+            }
+            GroupRequest::CatchUp => {
+                if let Err(error) = self.catch_up(ctx) {
+                    fail_start(&error);
+                }
             }
             GroupRequest::Close { why } => self.sessions.values().for_each(|joined| joined.session.close(&why)),
         }
@@ -215,12 +257,16 @@ impl GroupActor {
         Ok(())
     }
 
-    fn leave(&mut self, member: &MemberId, ctx: &mut Context<Self>) {
-        let mut effects = Vec::new();
-        if self.sessions.remove(member).is_some() {
-            self.membership.leave(member, self.shared.clock.now(), &mut effects);
-            self.perform(effects, ctx);
+    fn leave(&mut self, session: &Arc<Session>, ctx: &mut Context<Self>) {
+        let joined = self.sessions.get(&session.member);
+        // One that was not taken in because of its name must not take the other's place with it.
+        if joined.is_none_or(|joined| !Arc::ptr_eq(&joined.session, session)) {
+            return;
         }
+        let mut effects = Vec::new();
+        self.sessions.remove(&session.member);
+        self.membership.leave(&session.member, self.shared.clock.now(), &mut effects);
+        self.perform(effects, ctx);
     }
 
     fn topic_changed(&mut self, topic: &TopicName, ctx: &mut Context<Self>) {

@@ -115,17 +115,23 @@ impl Offsets {
         self.replies.extend(reply);
     }
 
-    /// Adds an acknowledgement to a batch that does more, such as storing the copy for a retry.
-    pub(super) fn acknowledge_in(
-        &mut self,
-        shared: &Shared,
-        owner: &OffsetOwner,
-        offset: QueueOffset,
-        batch: &mut WriteBatch,
-    ) -> Result<()> {
-        self.apply(shared, Change::Done(owner.clone(), offset..offset.plus(1)))?;
-        self.put_row(owner, batch);
-        Ok(())
+    /// Adds an acknowledgement to a batch that does more, such as storing the copy for a retry. It counts here only
+    /// once [`acknowledge`](Self::acknowledge) says so: the batch may be refused.
+    pub(super) fn acknowledge_in(&self, owner: &OffsetOwner, offset: QueueOffset, batch: &mut WriteBatch) {
+        let mut progress = self.progress.get(owner).cloned().unwrap_or_default();
+        // One beyond the window has expired by now: then the row says nothing new.
+        let _ = progress.ack(offset);
+        let key = consumer_offset::key(&self.group, &owner.queue, owner.member.as_ref());
+        batch.put(&consumer_offset::TABLE, key, ConsumerOffsetRow::of(&progress).encode());
+    }
+
+    /// Takes in what a member has done, after requests of it were lost in a panic.
+    pub(super) fn catch_up(&mut self, shared: &Shared, owner: &OffsetOwner, done: &Progress) -> Result<()> {
+        let known = self.progress.entry(owner.clone()).or_default();
+        if known.commit(done.committed()) {
+            self.changed.insert(owner.clone());
+        }
+        done.acked_ranges().try_for_each(|range| self.apply(shared, Change::Done(owner.clone(), range)))
     }
 
     pub(super) fn reset(&mut self, owner: &OffsetOwner, to: QueueOffset, reply: Answer<()>) {

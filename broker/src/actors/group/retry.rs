@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use actix::{AsyncContext, Context};
 use cuemq_storage_api::{Attribute, AttributesBuilder, QueueId, QueueKey, Record, TopicName, WriteBatch};
 
 use super::offsets::OffsetOwner;
-use super::{GroupActor, RetryRequest};
+use super::{GroupActor, GroupRequest, RetryRequest};
 use crate::domain::delay::TimerKey;
 use crate::error::Result;
 use crate::message::{ATTEMPTS, DEAD_REASON, ORIGIN_ID, ORIGIN_TOPIC};
@@ -13,17 +14,21 @@ use crate::settings::Flush;
 use crate::tables::delay::{self, DelayOrigin, DelayRow};
 
 impl GroupActor {
-    pub(super) fn retry(&mut self, request: RetryRequest) {
+    pub(super) fn retry(&mut self, request: RetryRequest, ctx: &Context<Self>) {
         let checked = self.check_lease(&request.member, &request.queue, request.lease);
         match checked.and_then(|()| self.retry_batch(&request)) {
             Ok((batch, timer)) => {
-                let (reply, shared) = (request.reply, Arc::clone(&self.shared));
+                let (shared, inbox, me) = (Arc::clone(&self.shared), Arc::clone(&self.inbox), ctx.address());
                 self.shared.storage.write(batch, Flush::Buffered, move |result| {
+                    if result.is_ok() {
+                        // Only now the original is done. A group that is gone reads that from storage when it is back.
+                        let _ = inbox.push(acknowledgement(&request), &me);
+                    }
                     if let (Ok(_), Some(timer)) = (&result, timer) {
                         shared.delayed.add(1);
                         shared.delay_handle().stored(vec![timer]);
                     }
-                    let _ = reply.send(result.map(|_| ()).map_err(|error| error.get()));
+                    let _ = request.reply.send(result.map(|_| ()).map_err(|error| error.get()));
                 });
             }
             Err(error) => {
@@ -32,7 +37,7 @@ impl GroupActor {
         }
     }
 
-    fn retry_batch(&mut self, request: &RetryRequest) -> Result<(WriteBatch, Option<TimerKey>)> {
+    fn retry_batch(&self, request: &RetryRequest) -> Result<(WriteBatch, Option<TimerKey>)> {
         let now = self.shared.clock.now();
         let mut batch = WriteBatch::new(now);
         let policy_delay = self.policy.delay_of(request.failures);
@@ -55,7 +60,7 @@ impl GroupActor {
             }
         };
         let owner = OffsetOwner { queue: request.queue.clone(), member: None };
-        self.offsets.acknowledge_in(&self.shared, &owner, request.stored.offset, &mut batch)?;
+        self.offsets.acknowledge_in(&owner, request.stored.offset, &mut batch);
         Ok((batch, timer))
     }
 
@@ -85,5 +90,16 @@ impl GroupActor {
             builder.property(DEAD_REASON, reason);
         }
         Ok(Record::new(original.body.clone(), original.born_at).with_attributes(builder.build()?))
+    }
+}
+
+fn acknowledgement(request: &RetryRequest) -> GroupRequest {
+    let offset = request.stored.offset;
+    GroupRequest::Acknowledge {
+        member: request.member.clone(),
+        queue: request.queue.clone(),
+        lease: request.lease,
+        ranges: vec![offset..offset.plus(1)],
+        reply: None,
     }
 }
