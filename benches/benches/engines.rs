@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, PlotConfiguration, Throughput};
@@ -153,31 +153,13 @@ fn run_configuration(
     let bytes = elements * configuration.body_bytes as u64;
     group.throughput(Throughput::ElementsAndBytes { elements, bytes });
     let mut rig: Option<Box<dyn Rig>> = None;
-    let mut failure: Option<Failure> = None;
+    // Criterion cannot be told of a failure; a panic leaves it without saving anything and removes the stores.
+    let fail = |error: Failure| -> ! { panic!("{configuration}: {error}") };
     let id = BenchmarkId::new(configuration.engine.name(), configuration.parameter);
     group.bench_function(id, |bencher| {
-        if rig.is_none() && failure.is_none() {
-            match paths::build(configuration, profile, place) {
-                Ok(built) => rig = Some(built),
-                Err(error) => failure = Some(error),
-            }
-        }
-        bencher.iter_custom(|iterations| {
-            let ran = rig.as_mut().filter(|_| failure.is_none()).map(|rig| rig.run(iterations));
-            match ran {
-                Some(Ok(time)) => time,
-                // Criterion cannot be stopped: what is left passes at once, and the run ends right after it.
-                Some(Err(error)) => {
-                    failure = Some(error);
-                    Duration::from_secs(1)
-                }
-                None => Duration::from_secs(1),
-            }
-        });
+        let rig = rig.get_or_insert_with(|| paths::build(configuration, profile, place).unwrap_or_else(|e| fail(e)));
+        bencher.iter_custom(|iterations| rig.run(iterations).unwrap_or_else(|e| fail(e)));
     });
-    if let Some(failure) = failure {
-        return Err(failure);
-    }
     if let Some(mut rig) = rig {
         let checked = rig.finish()?;
         println!("{configuration}: {checked} messages read back and checked");

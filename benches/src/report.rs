@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::limits::Spread;
 
-    pub(crate) fn sample() -> Report {
+    fn sample() -> Report {
         let spread = Spread { p50_us: 100.0, p99_us: 200.0 };
         let limits = Limits { encode_per_second: BTreeMap::from([(256, 1e7)]), sync: spread, ping: spread };
         let machine = Machine {

@@ -1,4 +1,5 @@
 //! Every configuration of the benchmark, run once in small and checked.
+#![expect(clippy::unwrap_used, reason = "a test may fail by a panic")]
 
 use cuemq_benches::configuration::{Configuration, Path};
 use cuemq_benches::paths;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use cuemq::{Broker, Consumer, Flush, Producer, Receipt, TopicSpec};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::unconstrained;
 
 use super::Setting;
 use crate::Result;
@@ -72,8 +73,10 @@ impl House {
         Ok(self.runtime.block_on(broker.consumer(group).subscribe(TOPIC).build())?)
     }
 
-    pub(super) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(future)
+    /// Runs a load that shares its thread with nobody. Tokio's budget would send futures to the end of the line at
+    /// random moments, and batches that are in flight together would change places.
+    pub(super) fn block_on<T>(&self, load: impl Future<Output = T>) -> T {
+        self.runtime.block_on(unconstrained(load))
     }
 
     /// How many messages of a group are not acknowledged.
