@@ -177,6 +177,7 @@ impl IntoResponse for Refusal {
 
 /// Uses the service as a client does and checks its answers.
 async fn visit(address: SocketAddr, processed: &mut watch::Receiver<u64>) -> Result<()> {
+    let before = ask_statistics(address).await?;
     for number in 1..=3 {
         let order = Order { id: format!("o-{number}"), amount: format!("{number}9.90") };
         let (status, body) = request(address, "POST", "/orders", Some(&order)).await?;
@@ -196,11 +197,16 @@ async fn visit(address: SocketAddr, processed: &mut watch::Receiver<u64>) -> Res
     println!("POST /orders (no id)   -> {status} {body}");
     let wait = processed.wait_for(|processed| *processed >= 3);
     tokio::time::timeout(PATIENCE, wait).await.context("the orders were not processed")??;
-    let (status, body) = request(address, "GET", "/statistics", None).await?;
-    let statistics: Statistics = serde_json::from_str(&body)?;
-    ensure!(status == 200 && statistics.orders == 3 && statistics.processed == 3, "{status}: {body}");
-    println!("GET  /statistics       -> {status} {body}");
+    let after = ask_statistics(address).await?;
+    ensure!(after.orders == before.orders + 3 && after.processed >= 3, "3 orders were placed: {after:?}");
+    println!("GET  /statistics       -> {}", serde_json::to_string(&after)?);
     Ok(())
+}
+
+async fn ask_statistics(address: SocketAddr) -> Result<Statistics> {
+    let (status, body) = request(address, "GET", "/statistics", None).await?;
+    ensure!(status == 200, "GET /statistics answered {status}: {body}");
+    Ok(serde_json::from_str(&body)?)
 }
 
 /// One HTTP request; the answer's status and body.

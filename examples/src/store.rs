@@ -119,7 +119,7 @@ fn advice_for(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Locked => "another process has it open; end that one, or give another directory with --dir",
         ErrorKind::Version => {
-            "it was written by another engine or version; choose the engine with --engine, or another directory with --dir"
+            "it holds another engine's or version's store, or none; choose the engine with --engine, or a directory with --dir"
         }
         ErrorKind::Corrupt => "its files are damaged; restore them, or give another directory with --dir",
         ErrorKind::Full => "the disk is full; free some room",
