@@ -50,7 +50,7 @@ pub const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
 pub const REDELIVERY_PAUSE: Duration = Duration::from_secs(1);
 /// How long a member may keep a queue that was given to another before it is taken away.
 pub const REVOKE_PATIENCE: Duration = Duration::from_secs(30);
-/// How often the engine's maintenance runs.
-pub const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the engine's maintenance runs; with it the watermark of what is durable is rewritten (promises 2.3).
+pub const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long buffered writes may lie unsynced (promises 2.1).
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(200);

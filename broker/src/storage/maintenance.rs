@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use cuemq_storage_api::{Engine, ErrorKind, StorageError};
+use cuemq_storage_api::{Engine, ErrorKind, Outcome, StorageError};
 
 use crate::clock::Clock;
 use crate::limits::MAINTENANCE_INTERVAL;
@@ -54,9 +54,9 @@ fn maintain(engine: &dyn Engine, clock: &Clock, state: &StateCell) {
             tracing::info!(done.freed_bytes, done.expired_records, "records expired");
         }
         Ok(_) => {}
-        Err(error) if matches!(error.kind(), ErrorKind::Full | ErrorKind::Unavailable) => {
-            tracing::warn!(%error, "maintenance is put off");
+        Err(error) if error.outcome() == Outcome::Unknown || error.kind() == ErrorKind::Poisoned => {
+            state.fail(&error.to_string());
         }
-        Err(error) => state.fail(&error.to_string()),
+        Err(error) => tracing::warn!(%error, "maintenance is put off"),
     }
 }
