@@ -224,7 +224,7 @@ impl Broker {
     ) -> Result<TransactionProducer> {
         let group = GroupName::new(group)?;
         let handle = self.keeper.topic(topic).await?;
-        Ok(TransactionProducer::new(Arc::clone(&self.keeper), group, handle, listener))
+        TransactionProducer::new(Arc::clone(&self.keeper), group, handle, listener).await
     }
 
     /// A member of a consumer group, to be built.
@@ -422,6 +422,7 @@ fn take_down(shared: Arc<Shared>, running: Running, ended: impl FnOnce(Result<()
         let storage = shared.storage.clone();
         running.runtime.stop();
         let closed = storage.close();
+        shared.end();
         drop(running.company);
         shared.state.stopped();
         ended(closed.map_err(Error::from));

@@ -67,8 +67,7 @@ impl Producer {
     pub async fn send(&self, message: impl Into<Message>) -> Result<Receipt> {
         let message = message.into();
         let shared = self.keeper.shared();
-        shared.check_running()?;
-        let permit = shared.admission.admit(1, message.payload_bytes()).await?;
+        let permit = shared.admit(1, message.payload_bytes()).await?;
         let (sender, receiver) = oneshot::channel();
         self.hand_over(&message, Reply::One(sender), permit)?;
         receiver.await.unwrap_or_else(|_| Err(Error::lost("the send")))
@@ -123,7 +122,7 @@ impl Producer {
         let shared = self.keeper.shared();
         shared.check_running()?;
         let bytes = messages.iter().map(Message::payload_bytes).sum();
-        let permit = shared.admission.admit(messages.len(), bytes).await?;
+        let permit = shared.admit(messages.len(), bytes).await?;
         let (sender, receiver) = oneshot::channel();
         self.hand_over_batch(messages, sender, permit)?;
         receiver.await.unwrap_or_else(|_| Err(Error::lost("the batch")))

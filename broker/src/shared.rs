@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::MAX_BATCH_MESSAGES;
 use crate::runtime::Arbiters;
 use crate::settings::BrokerSettings;
-use crate::state::{BrokerState, StateCell};
+use crate::state::StateCell;
 use crate::storage::StorageHandle;
 
 /// Which message an actor is about to handle; see [`BrokerBuilder::probe`](crate::BrokerBuilder::probe).
@@ -88,14 +88,25 @@ impl Shared {
 
     /// Fails unless the broker takes new work.
     pub(crate) fn check_running(&self) -> Result<()> {
-        match self.state.get() {
-            BrokerState::Running => Ok(()),
-            BrokerState::Failed(cause) => Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("the broker has failed ({cause}): mend the cause and reopen it"),
-            )),
-            BrokerState::Stopping | BrokerState::Stopped => Err(Error::closed("the broker")),
-        }
+        self.state.check_running()
+    }
+
+    /// Waits for room for what is sent; a broker that ends meanwhile says why.
+    pub(crate) async fn admit(&self, messages: usize, bytes: usize) -> Result<Permit> {
+        self.check_running()?;
+        let admitted = self.admission.admit(messages, bytes).await;
+        admitted.map_err(|error| match error.kind() {
+            ErrorKind::Closed => self.check_running().err().unwrap_or(error),
+            _ => error,
+        })
+    }
+
+    /// Answers everybody who is still waiting for an actor, and whoever asks from now on: the actors are gone.
+    pub(crate) fn end(&self) {
+        self.topics.all().iter().for_each(|(_, topic)| topic.end());
+        self.groups.all().iter().for_each(|(_, group)| group.end());
+        self.delay.get().iter().for_each(|delay| delay.end());
+        self.transaction.get().iter().for_each(|transaction| transaction.end());
     }
 }
 

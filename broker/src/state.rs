@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::error::{Error, ErrorKind, Result};
+
 /// The life of a broker as anyone holding a handle can see it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -44,6 +46,24 @@ impl StateCell {
 
     pub(crate) fn get(&self) -> BrokerState {
         self.sender.borrow().clone()
+    }
+
+    /// Fails unless the broker takes new work.
+    pub(crate) fn check_running(&self) -> Result<()> {
+        match self.get() {
+            BrokerState::Running => Ok(()),
+            BrokerState::Failed(cause) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("the broker has failed ({cause}): mend the cause and reopen it"),
+            )),
+            BrokerState::Stopping | BrokerState::Stopped => Err(Error::closed("the broker")),
+        }
+    }
+
+    /// Resolves once the broker takes no more work.
+    pub(crate) async fn ended(&self) {
+        // The sender lives in `self`, so this ends only with the condition.
+        let _ = self.watch().wait_for(|state| *state != BrokerState::Running).await;
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<BrokerState> {

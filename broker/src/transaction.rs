@@ -119,16 +119,19 @@ impl Checker for Member {
 }
 
 impl TransactionProducer {
-    pub(crate) fn new(
+    /// Resolves once it can be asked.
+    pub(crate) async fn new(
         keeper: Arc<Keeper>,
         group: GroupName,
         topic: Arc<TopicHandle>,
         listener: impl TransactionListener,
-    ) -> Self {
+    ) -> Result<Self> {
         let member = Arc::new(Member { group, listener: Arc::new(listener) });
         let registered: Arc<dyn Checker> = Arc::<Member>::clone(&member);
-        keeper.shared().transaction_handle().post(TransactionCommand::Register(Arc::clone(&registered)));
-        Self { keeper, topic, member, registered }
+        let checker = Arc::downgrade(&registered);
+        let checkers = keeper.shared().transaction_handle();
+        checkers.ask(|reply| TransactionCommand::Register { checker, reply }).await?;
+        Ok(Self { keeper, topic, member, registered })
     }
 
     /// Stores a half message, which no consumer sees until it is committed.
@@ -145,7 +148,7 @@ impl TransactionProducer {
                 "a half message cannot be delayed: delay what its consumer sends",
             ));
         }
-        let permit = shared.admission.admit(1, message.payload_bytes()).await?;
+        let permit = shared.admit(1, message.payload_bytes()).await?;
         let record = message.to_record(shared.clock.now(), shared.settings.max_body_bytes)?;
         let queue = self.topic.choose(message.sharding_key_ref()).key().clone();
         let handle = shared.transaction_handle();
@@ -194,7 +197,7 @@ impl TransactionProducer {
 
 impl Drop for TransactionProducer {
     fn drop(&mut self) {
-        let gone = TransactionCommand::Unregister(Arc::clone(&self.registered));
+        let gone = TransactionCommand::Unregister(Arc::downgrade(&self.registered));
         self.keeper.shared().transaction_handle().post(gone);
     }
 }

@@ -135,6 +135,7 @@ impl ConsumerBuilder {
             let text = "a broadcasting consumer needs a name to find its progress again: call member(name)";
             return Err(Error::new(ErrorKind::Invalid, text));
         }
+        self.keeper.shared().check_running()?;
         let number = NEXT_MEMBER.fetch_add(1, Ordering::Relaxed);
         let member = MemberId::new(&self.member.unwrap_or_else(|| format!("member-{number}")))?;
         let mut filters: Vec<(TopicName, TagFilter)> = Vec::new();

@@ -150,7 +150,8 @@ impl PullConsumer {
                 return Ok(messages);
             }
             let signal = std::pin::pin!(self.signal.wait());
-            select(signal, clock.sleep_until(until)).await;
+            let ended = std::pin::pin!(self.keeper.shared().state.ended());
+            select(signal, select(ended, clock.sleep_until(until))).await;
         }
     }
 

@@ -229,6 +229,12 @@ impl Transactions {
         }
     }
 
+    /// Whether nothing is decided about it.
+    #[must_use]
+    pub(crate) fn is_open(&self, transaction: TransactionId) -> bool {
+        self.halves.get(&transaction).is_some_and(|half| half.deciding.is_none())
+    }
+
     /// When [`tick`](Self::tick) has something to do next.
     #[must_use]
     pub(crate) fn next_wakeup(&self) -> Option<Timestamp> {

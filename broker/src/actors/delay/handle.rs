@@ -31,16 +31,15 @@ impl DelayHandle {
         let inbox = Inbox::new();
         let (for_actor, abandoned, for_make) = (Arc::clone(&inbox), Arc::clone(&inbox), Arc::clone(shared));
         let make = move || DelayActor::new(for_make, for_actor);
-        let orphaned = move || {
-            for command in abandoned.close() {
-                if let DelayCommand::Schedule(request) = command {
-                    request.answer(Err(gone()));
-                }
-            }
-        };
+        let orphaned = move || refuse_all(&abandoned);
         let identity = Identity::new(KIND, "scheduler");
         let address = shared.supervision.start(shared.arbiters.control(), identity, make, orphaned);
         Self { inbox, address }
+    }
+
+    /// Refuses what waits and whatever comes: the broker has stopped.
+    pub(crate) fn end(&self) {
+        refuse_all(&self.inbox);
     }
 
     /// Hands over a message that shall be delivered later.
@@ -73,6 +72,14 @@ impl DelayHandle {
     }
 }
 
+fn refuse_all(inbox: &Inbox<DelayCommand>) {
+    for command in inbox.close() {
+        if let DelayCommand::Schedule(request) = command {
+            request.answer(Err(gone()));
+        }
+    }
+}
+
 fn gone() -> Error {
-    Error::new(ErrorKind::NotStored, "the message was not stored: the delay scheduler has failed")
+    Error::new(ErrorKind::NotStored, "the message was not stored: the delay scheduler has ended")
 }

@@ -14,6 +14,7 @@ use crate::actors::supervisor::Identity;
 use crate::consumer::session::Session;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shared::Shared;
+use crate::state::StateCell;
 use crate::tables::group::GroupRow;
 
 /// Shared by everybody who consumes in the group.
@@ -23,7 +24,18 @@ pub(crate) struct GroupHandle {
     inbox: Arc<Inbox<GroupRequest>>,
     address: Addr<GroupActor>,
     /// Everybody who waits for messages, to be told when the actor is given up. Bounded by the group's members.
-    waiting: Arc<Mutex<Vec<Weak<Session>>>>,
+    waiting: Arc<Waiting>,
+    state: StateCell,
+}
+
+type Waiting = Mutex<Vec<Weak<Session>>>;
+
+fn end_all(inbox: &Inbox<GroupRequest>, waiting: &Waiting, why: &str) {
+    // Dropped requests tell their askers that the outcome is unknown.
+    drop(inbox.close());
+    for session in waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        session.upgrade().inspect(|session| session.close(why));
+    }
 }
 
 impl GroupHandle {
@@ -35,17 +47,16 @@ impl GroupHandle {
         let (actor_shared, actor_name, text) = (Arc::clone(shared), name.clone(), Arc::clone(&identity.name));
         let row = row.clone();
         let make = move || GroupActor::new(actor_shared, actor_name, text, for_actor, &row);
-        let waiting: Arc<Mutex<Vec<Weak<Session>>>> = Arc::default();
+        let waiting = Arc::<Waiting>::default();
         let left_behind = Arc::clone(&waiting);
-        let orphaned = move || {
-            // Dropped requests tell their askers that the outcome is unknown.
-            drop(abandoned.close());
-            for session in left_behind.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-                session.upgrade().inspect(|session| session.close("its group's actor has failed"));
-            }
-        };
+        let orphaned = move || end_all(&abandoned, &left_behind, "its group's actor has failed");
         let address = shared.supervision.start(shared.arbiters.carrier(), identity, make, orphaned);
-        Self { name, inbox, address, waiting }
+        Self { name, inbox, address, waiting, state: shared.state.clone() }
+    }
+
+    /// Ends every session and refuses whatever comes: the broker has stopped.
+    pub(crate) fn end(&self) {
+        end_all(&self.inbox, &self.waiting, "the broker has stopped");
     }
 
     pub(crate) fn name(&self) -> &GroupName {
@@ -56,7 +67,13 @@ impl GroupHandle {
     pub(crate) fn post(&self, request: GroupRequest) {
         if let Err(request) = self.inbox.push(request, &self.address) {
             tracing::debug!(group = %self.name, request = request.name(), "a request came after the group had ended");
+            request.refuse(self.ended());
         }
+    }
+
+    /// Why nothing is taken any more.
+    fn ended(&self) -> Error {
+        self.state.check_running().err().unwrap_or_else(|| Error::closed(&format!("group {}", self.name)))
     }
 
     /// Asks to be taken in; from now on the session ends with the group's actor.
@@ -72,7 +89,9 @@ impl GroupHandle {
     /// Asks and waits for the answer.
     pub(crate) async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> GroupRequest) -> Result<T> {
         let (sender, receiver) = oneshot::channel();
-        self.post(request(sender));
+        if self.inbox.push(request(sender), &self.address).is_err() {
+            return Err(self.ended());
+        }
         receiver.await.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::Unknown,

@@ -13,7 +13,7 @@ use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
 use crate::domain::retry::RetryPolicy;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::message::MessageId;
 
 /// The answer to a request whose asker waits.
@@ -71,6 +71,18 @@ impl GroupRequest {
             Self::CatchUp => "CatchUp",
             Self::Close { .. } => "Close",
         }
+    }
+}
+
+impl GroupRequest {
+    /// Tells whoever waits for the settling of a message that nothing was done.
+    pub(super) fn refuse(self, error: Error) {
+        let reply = match self {
+            Self::Acknowledge { reply, .. } => reply,
+            Self::Retry(request) => Some(request.reply),
+            _ => None,
+        };
+        super::answer(reply, Err(error));
     }
 }
 

@@ -70,6 +70,11 @@ impl QueueHandle {
     pub(crate) fn close(&self) {
         refuse_all(&self.inbox, "its topic was deleted");
     }
+
+    /// Refuses what waits and whatever comes: the broker has stopped.
+    pub(crate) fn end(&self) {
+        refuse_all(&self.inbox, "the broker has stopped");
+    }
 }
 
 fn refuse_all(inbox: &Inbox<AppendRequest>, why: &str) {

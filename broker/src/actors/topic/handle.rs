@@ -95,6 +95,12 @@ impl TopicHandle {
         refuse_all(&self.inbox, "its topic was deleted");
         self.queues.iter().for_each(QueueHandle::close);
     }
+
+    /// Refuses what waits and whatever comes: the broker has stopped.
+    pub(crate) fn end(&self) {
+        refuse_all(&self.inbox, "the broker has stopped");
+        self.queues.iter().for_each(QueueHandle::end);
+    }
 }
 
 fn refuse_all(inbox: &Inbox<SpanRequest>, why: &str) {

@@ -11,17 +11,29 @@ use crate::actors::mailbox::Inbox;
 use crate::actors::supervisor::Identity;
 use crate::error::{Error, Result};
 use crate::shared::Shared;
+use crate::state::StateCell;
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct TransactionHandle {
     inbox: Arc<Inbox<TransactionCommand>>,
     address: Addr<TransactionActor>,
+    state: StateCell,
 }
 
 impl TransactionHandle {
-    pub(super) fn new(inbox: Arc<Inbox<TransactionCommand>>, address: Addr<TransactionActor>) -> Self {
-        Self { inbox, address }
+    pub(super) fn new(
+        inbox: Arc<Inbox<TransactionCommand>>,
+        address: Addr<TransactionActor>,
+        state: StateCell,
+    ) -> Self {
+        Self { inbox, address, state }
+    }
+
+    /// Drops what waits, which tells its askers that the outcome is unknown, and refuses whatever comes: the broker
+    /// has stopped.
+    pub(crate) fn end(&self) {
+        drop(self.inbox.close());
     }
 
     pub(crate) fn start(shared: &Arc<Shared>) -> Self {
@@ -32,7 +44,7 @@ impl TransactionHandle {
         let orphaned = move || drop(abandoned.close());
         let identity = Identity::new(KIND, "checker");
         let address = shared.supervision.start(shared.arbiters.control(), identity, make, orphaned);
-        Self { inbox, address }
+        Self { inbox, address, state: shared.state.clone() }
     }
 
     /// Hands a command over. A checker that is given up answers nothing: its askers learn that by their dropped reply.
@@ -45,7 +57,10 @@ impl TransactionHandle {
     /// Asks and waits for the answer.
     pub(crate) async fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> TransactionCommand) -> Result<T> {
         let (sender, receiver) = oneshot::channel();
-        self.post(command(sender));
+        if self.inbox.push(command(sender), &self.address).is_err() {
+            self.state.check_running()?;
+            return Err(Error::closed("the transaction checker"));
+        }
         receiver.await.unwrap_or_else(|_| Err(Error::lost("the transaction's request")))
     }
 

@@ -1,7 +1,7 @@
 //! What the transaction checker is asked for, and whom it asks.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::Weak;
 
 use cuemq_storage_api::{GroupName, QueueKey, Record, Timestamp};
 
@@ -25,10 +25,10 @@ pub(crate) enum TransactionCommand {
     End { transaction: TransactionId, decision: Decision, reply: Option<Answer<Option<Receipt>>> },
     /// The write of a decision has an outcome.
     Finished { transaction: TransactionId, at: Timestamp, receipt: Finish },
-    /// A producer that can be asked.
-    Register(Arc<dyn Checker>),
+    /// A producer that can be asked while it lives.
+    Register { checker: Weak<dyn Checker>, reply: Answer<()> },
     /// It is gone.
-    Unregister(Arc<dyn Checker>),
+    Unregister(Weak<dyn Checker>),
 }
 
 impl TransactionCommand {
@@ -39,7 +39,7 @@ impl TransactionCommand {
             Self::NotBegun(_) => "NotBegun",
             Self::End { .. } => "End",
             Self::Finished { .. } => "Finished",
-            Self::Register(_) => "Register",
+            Self::Register { .. } => "Register",
             Self::Unregister(_) => "Unregister",
         }
     }

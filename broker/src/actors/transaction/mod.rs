@@ -8,7 +8,7 @@ mod handle;
 mod messages;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, Supervised, WrapFuture};
 use cuemq_storage_api::{QueueId, QueueKey, Timestamp, TopicName, WriteBatch};
@@ -43,7 +43,7 @@ pub(crate) struct TransactionActor {
     machine: Transactions,
     /// Who waits for the decision of a transaction to be stored.
     waiting: HashMap<TransactionId, Vec<Answer<Option<Receipt>>>>,
-    checkers: Vec<Arc<dyn Checker>>,
+    checkers: Vec<Weak<dyn Checker>>,
     next_checker: usize,
     alarm: Option<(Timestamp, SpawnHandle)>,
 }
@@ -52,7 +52,7 @@ impl Actor for TransactionActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        self.me = Some(TransactionHandle::new(Arc::clone(&self.inbox), ctx.address()));
+        self.me = Some(TransactionHandle::new(Arc::clone(&self.inbox), ctx.address(), self.shared.state.clone()));
         self.load(ctx);
     }
 }
@@ -73,8 +73,10 @@ impl Handler<Drain> for TransactionActor {
     fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) {
         for _ in 0..YIELD_AFTER {
             let Some(command) = self.inbox.pop() else { break };
+            // They are answered by this command or by none: a panic at it must not leave them waiting.
+            let askers = self.askers_of(&command);
             self.shared.probe(KIND, "checker", command.name());
-            self.handle_command(command);
+            self.handle_command(command, askers);
         }
         self.set_alarm(ctx);
         if !self.inbox.rest() {
@@ -116,19 +118,34 @@ impl TransactionActor {
             machine.restore_outcome(transaction, row.decision, row.at);
             Ok(())
         })?;
+        // A decision that was never handed to storage is nobody's any more; the others report when they are stored.
+        self.waiting.retain(|transaction, _| !machine.is_open(*transaction));
         self.machine = machine;
         Ok(())
     }
 
-    fn handle_command(&mut self, command: TransactionCommand) {
+    /// Who waits for the outcome that a command brings.
+    fn askers_of(&mut self, command: &TransactionCommand) -> Vec<Answer<Option<Receipt>>> {
+        match command {
+            TransactionCommand::Finished { transaction, .. } => self.waiting.remove(transaction).unwrap_or_default(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn handle_command(&mut self, command: TransactionCommand, askers: Vec<Answer<Option<Receipt>>>) {
         match command {
             TransactionCommand::Begin(request) => self.begin(*request),
             TransactionCommand::NotBegun(transaction) => self.machine.abandon(transaction),
             TransactionCommand::End { transaction, decision, reply } => self.end(transaction, decision, reply),
-            TransactionCommand::Finished { transaction, at, receipt } => self.finished(transaction, at, receipt),
-            TransactionCommand::Register(checker) => self.checkers.push(checker),
+            TransactionCommand::Finished { transaction, at, receipt } => {
+                self.finished(transaction, at, receipt, askers);
+            }
+            TransactionCommand::Register { checker, reply } => {
+                self.checkers.push(checker);
+                let _ = reply.send(Ok(()));
+            }
             TransactionCommand::Unregister(checker) => {
-                self.checkers.retain(|known| !Arc::ptr_eq(known, &checker));
+                self.checkers.retain(|known| !Weak::ptr_eq(known, &checker) && known.strong_count() > 0);
             }
         }
     }
@@ -234,7 +251,13 @@ impl TransactionActor {
         Ok(())
     }
 
-    fn finished(&mut self, transaction: TransactionId, at: Timestamp, receipt: Finish) {
+    fn finished(
+        &mut self,
+        transaction: TransactionId,
+        at: Timestamp,
+        receipt: Finish,
+        askers: Vec<Answer<Option<Receipt>>>,
+    ) {
         let mut effects = Vec::new();
         match &receipt {
             Ok(_) => self.machine.decided(transaction, at, &mut effects),
@@ -242,7 +265,7 @@ impl TransactionActor {
             // The broker has failed: the machine is built anew when it is reopened.
             Err(_) => {}
         }
-        for reply in self.waiting.remove(&transaction).unwrap_or_default() {
+        for reply in askers {
             let _ = reply.send(receipt.clone().map_err(|error| error.get()));
         }
         self.perform(effects);
@@ -256,12 +279,13 @@ impl TransactionActor {
         let mut batch = WriteBatch::new(self.shared.clock.now());
         batch.put(&half_message::TABLE, half_message::key(transaction), row.encode());
         self.shared.storage.write(batch, Flush::Buffered, |_| {});
-        let members: Vec<_> = self.checkers.iter().filter(|checker| *checker.group() == row.group).collect();
+        let members: Vec<_> =
+            self.checkers.iter().filter_map(Weak::upgrade).filter(|checker| *checker.group() == row.group).collect();
         if members.is_empty() {
             tracing::warn!(group = %row.group, transaction = transaction.0, attempt, "no live producer can be asked");
             return Ok(());
         }
-        let checker = Arc::clone(members[self.next_checker % members.len()]);
+        let checker = Arc::clone(&members[self.next_checker % members.len()]);
         self.next_checker = self.next_checker.wrapping_add(1);
         if let Some(me) = self.me.clone() {
             self.shared.arbiters.delivery().spawn_fn(move || checker.check(transaction, row, me));
