@@ -62,6 +62,12 @@ impl Directory {
         self.path.join(STORE)
     }
 
+    /// Whether the store was whole once: the watermark is made right after it.
+    pub(crate) fn store_was_made(&self) -> Result<bool> {
+        let watermark = self.path.join(watermark::FILE_NAME);
+        watermark.try_exists().map_err(|error| self.io_error(&watermark, error))
+    }
+
     /// The watermark is made once the store stands, so without one nothing was ever stored: what a crash left of the
     /// making of the store can go. fjall itself could not open it.
     fn discard_half_made_store(&self) -> Result<()> {
@@ -70,7 +76,7 @@ impl Directory {
         if !exists(&store)? || exists(&store.join(STORE_MARKER))? {
             return Ok(());
         }
-        if exists(&self.path.join(watermark::FILE_NAME))? {
+        if self.store_was_made()? {
             let context = format!("{} lacks its file {STORE_MARKER:?}: restore a copy", store.display());
             return Err(StorageError::not_stored(ErrorKind::Corrupt, "open", context));
         }

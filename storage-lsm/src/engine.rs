@@ -38,7 +38,8 @@ impl LsmEngine {
     pub(crate) fn open_on(path: &Path, settings: &LsmSettings, disk: Box<dyn DiskSpace>) -> Result<Self> {
         settings.validate()?;
         let directory = Directory::open(path)?;
-        let kv = FjallKv::open(&directory.store(), settings).map_err(|error| {
+        let made = directory.store_was_made()?;
+        let kv = FjallKv::open(&directory.store(), settings, made).map_err(|error| {
             let context = format!("the store in {}", directory.store().display());
             StorageError::not_stored(error.kind, "open", context).with_source(error.source)
         })?;

@@ -25,8 +25,9 @@
 //!   opening, and closing flushes what is in memory and empties the journal.
 //! * **Failure.** Any error of a journal write or of a background thread poisons the database until it is reopened.
 //!   A failed open may panic (measured: 8 % of single flipped bits in a journal), which is caught here and becomes
-//!   `Corrupt`; the panic's text still goes to the process's panic hook. A cut journal is *not* reported by fjall:
-//!   the watermark file is what notices (see [`crate::watermark`]).
+//!   `Corrupt`; the panic's text still goes to the process's panic hook. A panic over a damaged tree would come while
+//!   the database holds a lock that its destructor needs, and abort the process: so trees are opened once by themselves
+//!   before. A cut journal is *not* reported by fjall: the watermark file is what notices (see [`crate::watermark`]).
 //! * **Not used.** FIFO compaction (panics on keys that are not monotonic), `clear` (loses against compactions),
 //!   separation of large values (3 to 5 times slower scans below 4 KiB), a keyspace per queue (64 MiB of memtable and a
 //!   journal held back by each).
@@ -38,6 +39,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
+use std::{fs, io};
 
 use bytes::Bytes;
 use cuemq_storage_api::ErrorKind;
@@ -45,6 +47,7 @@ use fjall::config::FilterPolicy;
 use fjall::{
     AbstractTree, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot,
 };
+use lsm_tree::SequenceNumberCounter;
 
 use crate::journals::Journals;
 use crate::kv::{KvBatch, KvError, KvResult, KvRow, KvView, OrderedKv, Space};
@@ -53,6 +56,9 @@ use crate::settings::LsmSettings;
 /// The spaces that hold small rows get a memtable this much smaller than that of the records.
 const SMALL_MEMTABLE_SHARE: u64 = 4;
 const SPACES: usize = Space::ALL.len();
+/// Where fjall keeps a folder per tree, and the file in it that fjall reads first.
+const TREES: &str = "keyspaces";
+const TREE_MARKER: &str = "current";
 
 /// Bytes in journals from which on closing turns them into tables: reading fewer again takes less time than that.
 const WORTH_FLUSHING_BYTES: u64 = 2 << 20;
@@ -76,15 +82,14 @@ impl fmt::Debug for FjallKv {
 }
 
 impl FjallKv {
-    /// Opens or creates the database in a directory.
-    pub(crate) fn open(directory: &Path, settings: &LsmSettings) -> KvResult<Self> {
-        match catch_unwind(AssertUnwindSafe(|| Self::open_unguarded(directory, settings))) {
-            Ok(opened) => opened.map_err(open_error),
-            Err(panic) => Err(KvError {
-                kind: ErrorKind::Corrupt,
-                source: format!("fjall panicked: {}", text_of(&*panic)).into(),
-            }),
+    /// Opens the database in a directory, or creates it unless it must be there.
+    pub(crate) fn open(directory: &Path, settings: &LsmSettings, must_exist: bool) -> KvResult<Self> {
+        let trees = guarded(|| check_trees(directory))?;
+        if must_exist && trees <= SPACES {
+            let source = format!("{trees} trees are left of {}: restore a copy", SPACES + 1);
+            return Err(KvError { kind: ErrorKind::Corrupt, source: source.into() });
         }
+        guarded(|| Self::open_unguarded(directory, settings))
     }
 
     fn open_unguarded(directory: &Path, settings: &LsmSettings) -> fjall::Result<Self> {
@@ -138,6 +143,37 @@ fn options(space: Space, settings: &LsmSettings) -> KeyspaceCreateOptions {
             options.max_memtable_size(small).filter_policy(FilterPolicy::disabled())
         }
         Space::Meta => options.max_memtable_size(small),
+    }
+}
+
+/// Opens every tree once by itself. A tree whose manifest is damaged may panic, and if it did so within the opening of
+/// the database, the database's destructor would panic too and end the process. Says how many there are: one per space
+/// and fjall's own; one that is lost would be made anew, empty.
+fn check_trees(directory: &Path) -> fjall::Result<usize> {
+    let folders = match fs::read_dir(directory.join(TREES)) {
+        Ok(folders) => folders,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error.into()),
+    };
+    let mut trees = 0;
+    for folder in folders {
+        let tree = folder?.path();
+        // Without this file a tree was never finished, and fjall discards it.
+        if tree.join(TREE_MARKER).try_exists()? {
+            lsm_tree::Config::new(tree, SequenceNumberCounter::default(), SequenceNumberCounter::default()).open()?;
+            trees += 1;
+        }
+    }
+    Ok(trees)
+}
+
+/// Turns a panic into the error that it should have been.
+fn guarded<T>(open: impl FnOnce() -> fjall::Result<T>) -> KvResult<T> {
+    match catch_unwind(AssertUnwindSafe(open)) {
+        Ok(opened) => opened.map_err(open_error),
+        Err(panic) => {
+            Err(KvError { kind: ErrorKind::Corrupt, source: format!("fjall panicked: {}", text_of(&*panic)).into() })
+        }
     }
 }
 

@@ -42,10 +42,11 @@ fn failed(error: crate::kv::KvError) -> StorageError {
 }
 
 fn recover(view: &impl KvView) -> Result<(State, Registry)> {
-    let last_position = match view.last(Space::Log, &[], None).map_err(failed)? {
-        Some((key, _)) => Some(log::position(&key).ok_or_else(|| damaged("a log key", &key))?),
+    let last = match view.last(Space::Log, &[], None).map_err(failed)? {
+        Some((key, value)) => Some(log::decode(&key, &value).ok_or_else(|| damaged("the last record", &key))?),
         None => None,
     };
+    let last_position = last.as_ref().map(|last| last.stored.position.get());
     let state = match view.get(Space::Meta, &state::KEY).map_err(failed)? {
         Some(value) => State::decode(&value).ok_or_else(|| damaged("the state", &state::KEY))?,
         None => State::NEW,
@@ -69,6 +70,12 @@ fn recover(view: &impl KvView) -> Result<(State, Registry)> {
         && consume_queue::queue(&key).is_none_or(|number| number as usize >= registry.len())
     {
         return Err(corrupt("open", format!("the queue of row {key:02x?} is not among the {} known", registry.len())));
+    }
+    if let Some(last) = last
+        && registry.queue(last.queue).is_none_or(|queue| queue.end <= last.stored.offset.get())
+    {
+        let (offset, queue) = (last.stored.offset, last.queue);
+        return Err(corrupt("open", format!("the log ends with offset {offset} of queue {queue}, which lacks it")));
     }
     Ok((state, registry))
 }
