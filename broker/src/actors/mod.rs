@@ -7,6 +7,7 @@
 //!       └─ transaction checker
 //! ```
 
+mod alarm;
 pub(crate) mod delay;
 pub(crate) mod gateway;
 pub(crate) mod group;

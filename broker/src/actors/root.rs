@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, AtomicResponse, Context, Handler, Message, Supervised, WrapFuture};
-use cuemq_storage_api::{GroupName, Timestamp, TopicName, WriteBatch};
+use cuemq_storage_api::{GroupName, TopicName, WriteBatch};
 
 use super::delay::undeliverable;
 use super::group::{GroupHandle, GroupRequest};
@@ -263,7 +263,7 @@ impl Handler<DeleteTopic> for RootActor {
                 return Err(Error::new(ErrorKind::UnknownTopic, format!("topic {} does not exist", m.name)));
             };
             // What was handed over before lands first; then the batch below forgets it.
-            storage.write_and_wait(WriteBatch::new(Timestamp::MIN), Flush::Buffered).await?;
+            storage.landed().await;
             let mut batch = WriteBatch::new(now);
             batch.delete(&topic::TABLE, topic::key(&m.name));
             for queue in handle.queues() {

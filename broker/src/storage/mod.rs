@@ -16,7 +16,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use cuemq_storage_api::{Capabilities, Engine, QueueKey, Result, StorageError, WriteBatch};
+use cuemq_storage_api::{Capabilities, Engine, QueueKey, Result, StorageError, Timestamp, WriteBatch};
 
 pub(crate) use scan::scan_rows;
 pub(crate) use tail::{QueueTail, Signal};
@@ -104,6 +104,12 @@ impl StorageHandle {
             Ok(result) => result.map_err(|shared| shared.get()),
             Err(_) => Err(Error::lost("the write")),
         }
+    }
+
+    /// Resolves when every write handed over before has been applied or refused.
+    pub(crate) async fn landed(&self) {
+        // An empty batch changes nothing; whether it is refused does not matter.
+        let _ = self.write_and_wait(WriteBatch::new(Timestamp::MIN), Flush::Buffered).await;
     }
 
     /// Ends the threads after everything handed over has been answered, then closes the engine. Blocks.

@@ -10,12 +10,13 @@ mod messages;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, Supervised, WrapFuture};
-use cuemq_storage_api::{QueueKey, Timestamp, TopicName, WriteBatch};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, WrapFuture};
+use cuemq_storage_api::{QueueKey, TopicName, WriteBatch};
 
 pub(crate) use handle::DelayHandle;
 pub(crate) use messages::{DelayCommand, DelayRequest};
 
+use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::mailbox::{Drain, Inbox};
 use super::supervisor::fail_start;
 use crate::domain::delay::{DelayEffect, DelaySchedule, TimerKey};
@@ -37,7 +38,7 @@ pub(crate) struct DelayActor {
     effects: Vec<DelayEffect>,
     /// Requests taken from the inbox and not yet handed to storage.
     admitted: Vec<DelayRequest>,
-    alarm: Option<(Timestamp, SpawnHandle)>,
+    alarm: Alarm,
     /// Handed to storage to be moved, outcome not known yet: their rows may still be there, and must not be moved
     /// twice. Bounded by the rows of the table.
     firing: HashSet<TimerKey>,
@@ -54,7 +55,7 @@ impl Actor for DelayActor {
 
 impl Supervised for DelayActor {
     fn restarting(&mut self, ctx: &mut Context<Self>) {
-        self.alarm = None;
+        self.alarm = Alarm::default();
         self.load(ctx);
         if self.inbox.wake_after_restart() || !self.admitted.is_empty() {
             ctx.notify(Drain);
@@ -76,18 +77,37 @@ impl Handler<Drain> for DelayActor {
     }
 }
 
+impl Alarmed for DelayActor {
+    fn alarm(&mut self) -> &mut Alarm {
+        &mut self.alarm
+    }
+
+    fn ring(&mut self, ctx: &mut Context<Self>) {
+        self.shared.probe(KIND, "scheduler", "Alarm");
+        self.go_on(ctx);
+    }
+}
+
 impl DelayActor {
     pub(crate) fn new(shared: Arc<Shared>, inbox: Arc<Inbox<DelayCommand>>) -> Self {
         let mut effects = Vec::new();
         let schedule = DelaySchedule::start(&mut effects);
-        Self { shared, me: None, inbox, schedule, effects, admitted: Vec::new(), alarm: None, firing: HashSet::new() }
+        Self {
+            shared,
+            me: None,
+            inbox,
+            schedule,
+            effects,
+            admitted: Vec::new(),
+            alarm: Alarm::default(),
+            firing: HashSet::new(),
+        }
     }
 
     /// Begins anew with what storage has, once every write handed over before has landed.
     fn load(&mut self, ctx: &mut Context<Self>) {
         let storage = self.shared.storage.clone();
-        let barrier = async move { storage.write_and_wait(WriteBatch::new(Timestamp::MIN), Flush::Buffered).await };
-        ctx.wait(barrier.into_actor(self).map(|_, actor, ctx| {
+        ctx.wait(async move { storage.landed().await }.into_actor(self).map(|(), actor, ctx| {
             actor.effects.clear();
             actor.firing.clear();
             actor.schedule = DelaySchedule::start(&mut actor.effects);
@@ -261,21 +281,8 @@ impl DelayActor {
     }
 
     fn set_alarm(&mut self, ctx: &mut Context<Self>) {
-        let next = self.schedule.next_wakeup();
-        if self.alarm.as_ref().map(|(at, _)| *at) == next {
-            return;
-        }
-        if let Some((_, alarm)) = self.alarm.take() {
-            ctx.cancel_future(alarm);
-        }
-        self.alarm = next.map(|at| {
-            let ring = self.shared.clock.sleep_until(at).into_actor(self).map(|(), actor, ctx| {
-                actor.alarm = None;
-                actor.shared.probe(KIND, "scheduler", "Alarm");
-                actor.go_on(ctx);
-            });
-            (at, ctx.spawn(ring))
-        });
+        let (next, clock) = (self.schedule.next_wakeup(), self.shared.clock.clone());
+        set_alarm(self, next, &clock, ctx);
     }
 }
 

@@ -10,12 +10,13 @@ mod messages;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, Supervised, WrapFuture};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, WrapFuture};
 use cuemq_storage_api::{QueueId, QueueKey, Timestamp, TopicName, WriteBatch};
 
 pub(crate) use handle::TransactionHandle;
 pub(crate) use messages::{BeginRequest, Checker, Finish, TransactionCommand};
 
+use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::mailbox::{Drain, Inbox};
 use super::supervisor::fail_start;
 use crate::actors::group::Answer;
@@ -45,7 +46,7 @@ pub(crate) struct TransactionActor {
     waiting: HashMap<TransactionId, Vec<Answer<Option<Receipt>>>>,
     checkers: Vec<Weak<dyn Checker>>,
     next_checker: usize,
-    alarm: Option<(Timestamp, SpawnHandle)>,
+    alarm: Alarm,
 }
 
 impl Actor for TransactionActor {
@@ -59,7 +60,7 @@ impl Actor for TransactionActor {
 
 impl Supervised for TransactionActor {
     fn restarting(&mut self, ctx: &mut Context<Self>) {
-        self.alarm = None;
+        self.alarm = Alarm::default();
         self.load(ctx);
         if self.inbox.wake_after_restart() {
             ctx.notify(Drain);
@@ -86,18 +87,31 @@ impl Handler<Drain> for TransactionActor {
     }
 }
 
+impl Alarmed for TransactionActor {
+    fn alarm(&mut self) -> &mut Alarm {
+        &mut self.alarm
+    }
+
+    fn ring(&mut self, ctx: &mut Context<Self>) {
+        self.shared.probe(KIND, "checker", "Alarm");
+        let mut effects = Vec::new();
+        self.machine.tick(self.shared.clock.now(), MAX_TICK_EFFECTS, &mut effects);
+        self.perform(effects);
+        self.set_alarm(ctx);
+    }
+}
+
 impl TransactionActor {
     pub(crate) fn new(shared: Arc<Shared>, inbox: Arc<Inbox<TransactionCommand>>) -> Self {
         let machine = Transactions::new(settings(&shared.settings));
         let (waiting, checkers) = (HashMap::new(), Vec::new());
-        Self { shared, me: None, inbox, machine, waiting, checkers, next_checker: 0, alarm: None }
+        Self { shared, me: None, inbox, machine, waiting, checkers, next_checker: 0, alarm: Alarm::default() }
     }
 
     /// Builds the machine anew from the rows, once every write handed over before has landed.
     fn load(&mut self, ctx: &mut Context<Self>) {
         let storage = self.shared.storage.clone();
-        let barrier = async move { storage.write_and_wait(WriteBatch::new(Timestamp::MIN), Flush::Buffered).await };
-        ctx.wait(barrier.into_actor(self).map(|_, actor, ctx| {
+        ctx.wait(async move { storage.landed().await }.into_actor(self).map(|(), actor, ctx| {
             if let Err(error) = actor.restore() {
                 fail_start(&error);
             }
@@ -307,24 +321,8 @@ impl TransactionActor {
     }
 
     fn set_alarm(&mut self, ctx: &mut Context<Self>) {
-        let next = self.machine.next_wakeup();
-        if self.alarm.as_ref().map(|(at, _)| *at) == next {
-            return;
-        }
-        if let Some((_, alarm)) = self.alarm.take() {
-            ctx.cancel_future(alarm);
-        }
-        self.alarm = next.map(|at| {
-            let ring = self.shared.clock.sleep_until(at).into_actor(self).map(|(), actor, ctx| {
-                actor.alarm = None;
-                actor.shared.probe(KIND, "checker", "Alarm");
-                let mut effects = Vec::new();
-                actor.machine.tick(actor.shared.clock.now(), MAX_TICK_EFFECTS, &mut effects);
-                actor.perform(effects);
-                actor.set_alarm(ctx);
-            });
-            (at, ctx.spawn(ring))
-        });
+        let (next, clock) = (self.machine.next_wakeup(), self.shared.clock.clone());
+        set_alarm(self, next, &clock, ctx);
     }
 }
 
