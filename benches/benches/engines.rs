@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, PlotConfiguration, Throughput};
 use cuemq_benches::configuration::Configuration;
-use cuemq_benches::limits::Limits;
+use cuemq_benches::limits::{GroupLimits, Limits};
 use cuemq_benches::machine::Machine;
 use cuemq_benches::paths::Rig;
 use cuemq_benches::place::Place;
@@ -74,11 +74,11 @@ fn measure() -> Result<()> {
     let machine = Machine::ask(place.directory())?;
     let (results, reports) = (results_directory(&target), target.join("bench-report"));
     let since = mark_start(&reports)?;
-    let limits = Limits::measure(&profile, place.directory())?;
+    let mut limits = GroupLimits::new();
     let mut criterion = criterion(&profile, &results);
     let all = Configuration::all(&profile);
     for group in all.chunk_by(|a, b| a.group() == b.group()) {
-        run_group(&mut criterion, group, &profile, &place)?;
+        run_group(&mut criterion, group, &profile, &place, &mut limits)?;
     }
     if criterion_only() {
         return Ok(());
@@ -129,12 +129,13 @@ fn run_group(
     configurations: &[Configuration],
     profile: &Profile,
     place: &Place,
+    limits: &mut GroupLimits,
 ) -> Result<()> {
     let Some(first) = configurations.first() else { return Ok(()) };
     let mut group = criterion.benchmark_group(first.group());
     group.plot_config(PlotConfiguration::default().summary_scale(criterion::AxisScale::Logarithmic));
     for configuration in configurations {
-        run_configuration(&mut group, configuration, profile, place)
+        run_configuration(&mut group, configuration, profile, place, limits)
             .map_err(|failure| format!("{configuration}: {failure}"))?;
     }
     group.finish();
@@ -148,6 +149,7 @@ fn run_configuration(
     configuration: &Configuration,
     profile: &Profile,
     place: &Place,
+    limits: &mut GroupLimits,
 ) -> Result<()> {
     let elements = configuration.messages_per_iteration();
     let bytes = elements * configuration.body_bytes as u64;
@@ -157,6 +159,9 @@ fn run_configuration(
     let fail = |error: Failure| -> ! { panic!("{configuration}: {error}") };
     let id = BenchmarkId::new(configuration.engine.name(), configuration.parameter);
     group.bench_function(id, |bencher| {
+        limits.entry(configuration.group()).or_insert_with(|| {
+            Limits::measure(profile, configuration.body_bytes, place.directory()).unwrap_or_else(|e| fail(e))
+        });
         let rig = rig.get_or_insert_with(|| paths::build(configuration, profile, place).unwrap_or_else(|e| fail(e)));
         bencher.iter_custom(|iterations| rig.run(iterations).unwrap_or_else(|e| fail(e)));
     });

@@ -91,7 +91,8 @@ impl Path {
             Self::AppendBuffered => "Raw engine, one thread: makes a batch and applies it; nothing is synced.",
             Self::AppendDurable => "Raw engine, one thread: applies a batch and syncs.",
             Self::GroupCommit => {
-                "Through the actors, durable flush: each writer sends one message and waits for its receipt."
+                "Through the actors, durable flush: each writer sends one message and waits for its receipt. Held against \
+                 half the writers per sync: while one half is synced the other one sends."
             }
             Self::SendSingle => "Through the actors, buffered flush: one sender of single messages, some in flight.",
             Self::SendBatch => "Through the actors, buffered flush: one sender of batches, four in flight.",
@@ -119,7 +120,7 @@ impl Path {
         match self {
             Self::GroupCommit => "writers",
             Self::SendSingle => "in flight",
-            Self::FetchCold | Self::ReopenClean | Self::ReopenDropped => "messages stored",
+            Self::FetchCold | Self::ReopenClean | Self::ReopenDropped => "stored",
             Self::FetchTail => "fetch",
             Self::AppendBuffered | Self::AppendDurable | Self::SendBatch | Self::EndToEnd => "batch",
         }

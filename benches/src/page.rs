@@ -2,12 +2,11 @@
 
 use std::fmt::Write;
 
-use crate::Result;
 use crate::configuration::Path;
-use crate::plot;
 use crate::report::{Figure, Report, Row};
 use crate::store::EngineKind;
 use crate::table::{bytes, short};
+use crate::{Result, limits, plot};
 
 const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}\
 table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ddd;padding:.2em .7em;text-align:right}\
@@ -42,30 +41,22 @@ fn escape(text: &str) -> String {
 }
 
 fn write_machine(out: &mut String, report: &Report) -> Result<()> {
-    let (machine, limits) = (&report.machine, &report.limits);
+    let machine = &report.machine;
     if machine.volatile {
         out.push_str(
             "<p class=\"warning\">The stores lie on tmpfs, which keeps nothing: durable figures mean nothing.</p>",
         );
     }
-    let mut facts = vec![
+    let facts = [
         ("profile", report.profile.to_owned()),
         ("machine", format!("{} cores, {}, {} MiB", machine.cores, machine.processor, machine.memory_bytes >> 20)),
         ("kernel", format!("Linux {}", machine.kernel)),
         ("stores", format!("{} on {}", machine.directory, machine.file_system)),
         ("settings", report.settings.clone()),
-        (
-            "SYNC: write 4 KiB in place and fdatasync",
-            format!("p50 {:.1} us, p99 {:.1} us", limits.sync.p50_us, limits.sync.p99_us),
-        ),
-        (
-            "PING: round trip between two threads",
-            format!("p50 {:.1} us, p99 {:.1} us", limits.ping.p50_us, limits.ping.p99_us),
-        ),
     ];
-    for (size, rate) in &limits.encode_per_second {
-        facts.push(("LIMIT: encode records in place", format!("{}: {} msg/s", bytes(*size), short(*rate))));
-    }
+    let limits = limits::facts(&report.limits);
+    let limits = limits.iter().map(|(name, value)| (name.as_str(), value.clone()));
+    let facts = facts.into_iter().chain(limits);
     out.push_str("<table>");
     for (name, value) in facts {
         write!(out, "<tr><td>{}</td><td>{}</td></tr>", escape(name), escape(&value))?;

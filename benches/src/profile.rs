@@ -52,7 +52,7 @@ impl Profile {
             measurement: Duration::from_millis(500),
             samples: 10,
             criterion_plots: false,
-            limit_rounds: 500,
+            limit_rounds: 200,
         }
     }
 
@@ -70,7 +70,7 @@ impl Profile {
             measurement: Duration::from_secs(3),
             samples: 20,
             criterion_plots: true,
-            limit_rounds: 2000,
+            limit_rounds: 1000,
         }
     }
 

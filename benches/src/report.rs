@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::configuration::{Bound, Configuration, Path};
-use crate::limits::Limits;
+use crate::limits::GroupLimits;
 use crate::machine::Machine;
 use crate::measured::Measured;
 use crate::page;
@@ -79,8 +79,8 @@ pub struct Report {
     pub profile: &'static str,
     /// What it was measured on.
     pub machine: Machine,
-    /// What the machine can do at best.
-    pub limits: Limits,
+    /// What the machine can do at best, measured right before each group of configurations.
+    pub limits: GroupLimits,
     /// What differs from the engines' defaults.
     pub settings: String,
     /// In the order of the paths.
@@ -95,7 +95,7 @@ impl Report {
     pub fn new(
         profile: &Profile,
         machine: Machine,
-        limits: Limits,
+        limits: GroupLimits,
         results: &BTreeMap<Configuration, Measured>,
     ) -> Self {
         let mut by_row: BTreeMap<(Path, usize, usize), Vec<(Configuration, Measured)>> = BTreeMap::new();
@@ -126,10 +126,11 @@ impl Report {
     }
 }
 
-fn row(key: (Path, usize, usize), engines: &[(Configuration, Measured)], limits: &Limits) -> Row {
+fn row(key: (Path, usize, usize), engines: &[(Configuration, Measured)], limits: &GroupLimits) -> Row {
     let (path, body_bytes, parameter) = key;
     let bound = path.bound(parameter);
-    let limit = limits.messages_per_second(bound, body_bytes, parameter);
+    let group = engines.first().and_then(|(configuration, _)| limits.get(&configuration.group()));
+    let limit = group.and_then(|limits| limits.messages_per_second(bound, parameter));
     let figures: BTreeMap<_, _> = engines
         .iter()
         .map(|(configuration, measured)| (configuration.engine.name(), figure(configuration, measured, limit)))
@@ -149,7 +150,7 @@ fn row(key: (Path, usize, usize), engines: &[(Configuration, Measured)], limits:
         unit: if path.is_reopen() { "ms" } else { "msg/s" },
         winner: mmap_to_lsm.map(|factor| faster(factor).name()),
         mmap_to_lsm,
-        limit_name: limit_name(bound),
+        limit_name: limit.and_then(|_| limit_name(bound)),
         limit,
         figures,
     }
@@ -158,9 +159,9 @@ fn row(key: (Path, usize, usize), engines: &[(Configuration, Measured)], limits:
 fn limit_name(bound: Bound) -> Option<&'static str> {
     match bound {
         Bound::Limit => Some("LIMIT"),
-        Bound::BatchPerSync => Some("batch / SYNC"),
-        Bound::HalfTheWritersPerSync => Some("writers / (2 x SYNC)"),
-        Bound::Ping => Some("1 / PING"),
+        Bound::BatchPerSync => Some("batch/SYNC"),
+        Bound::HalfTheWritersPerSync => Some("writers/2/SYNC"),
+        Bound::Ping => Some("1/PING"),
         Bound::None => None,
     }
 }
@@ -208,11 +209,11 @@ fn actor_shares(rows: &[Row]) -> Vec<ActorShare> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::Spread;
+    use crate::limits::{Limits, Spread};
 
     fn sample() -> Report {
         let spread = Spread { p50_us: 100.0, p99_us: 200.0 };
-        let limits = Limits { encode_per_second: BTreeMap::from([(256, 1e7)]), sync: spread, ping: spread };
+        let limits = Limits { body_bytes: 256, encode_per_second: 1e7, sync: spread, ping: spread };
         let machine = Machine {
             cores: 2,
             processor: "a <processor>".into(),
@@ -228,6 +229,7 @@ mod tests {
             let nanos = if configuration.engine == EngineKind::Lsm { 4e6 } else { 1e6 };
             Measured { nanos, nanos_low: nanos / 2.0, nanos_high: nanos * 2.0, change: Some(1.0) }
         };
+        let limits = all.iter().map(|configuration| (configuration.group(), limits)).collect();
         let results = all.iter().map(|configuration| (*configuration, measured(configuration))).collect();
         Report::new(&profile, machine, limits, &results)
     }

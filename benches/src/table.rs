@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 
+use crate::limits::facts;
 use crate::report::{Figure, Report, Row};
 use crate::store::EngineKind;
 
@@ -14,7 +15,7 @@ pub fn text(report: &Report) -> String {
     let mut table = new_table();
     let engines = EngineKind::ALL.map(EngineKind::name);
     let head = ["path", "body", "parameter"].into_iter().chain(engines);
-    table.set_header(head.chain(["winner", "mmap : lsm", "limit", "mmap, lsm of limit"]));
+    table.set_header(head.chain(["winner", "mmap : lsm", "limit", "of limit"]));
     for row in &report.rows {
         table.add_row(cells(row));
     }
@@ -37,9 +38,9 @@ fn new_table() -> Table {
 }
 
 fn machine(report: &Report) -> String {
-    let (machine, limits) = (&report.machine, &report.limits);
+    let machine = &report.machine;
     let mut text = format!(
-        "\n{} profile; {} cores, {}, {} MiB, Linux {}; {} on {}\n{}\nSYNC p50 {:.0} us, p99 {:.0} us; PING p50 {:.1} us",
+        "\n{} profile; {} cores, {}, {} MiB, Linux {}; {} on {}\n{}\n",
         report.profile,
         machine.cores,
         machine.processor,
@@ -48,14 +49,13 @@ fn machine(report: &Report) -> String {
         machine.directory,
         machine.file_system,
         report.settings,
-        limits.sync.p50_us,
-        limits.sync.p99_us,
-        limits.ping.p50_us
     );
-    for (bytes, rate) in &limits.encode_per_second {
-        let _ = write!(text, "; LIMIT {bytes} B {}/s", short(*rate));
+    for (name, value) in facts(&report.limits) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{name}: {value}");
     }
-    text.push('\n');
+    text.push_str("Limits were measured before each group. A percentage is the change of speed against the baseline, ");
+    text.push_str("which is the run before unless another one was named.\n");
     if machine.volatile {
         text.push_str("WARNING: the stores lie on tmpfs, which keeps nothing: the durable figures mean nothing\n");
     }
@@ -74,11 +74,15 @@ fn cells(row: &Row) -> Vec<Cell> {
     cells.push(Cell::new(row.winner.unwrap_or("-")));
     cells.push(right(row.mmap_to_lsm.map_or_else(dash, |factor| format!("{factor:.2}"))));
     cells.push(right(match (row.limit_name, row.limit) {
-        (Some(name), Some(limit)) => format!("{name} {}/s", short(limit)),
+        (Some(name), Some(limit)) => format!("{name}\n{}/s", short(limit)),
         _ => dash(),
     }));
-    let share = |engine| figure(engine).and_then(|f| f.of_limit).map_or_else(dash, |share| format!("{share:.3}"));
-    cells.push(right(format!("{}, {}", share(EngineKind::Mmap), share(EngineKind::Lsm))));
+    let durable = [EngineKind::Mmap, EngineKind::Lsm];
+    let shares = durable.map(|engine| {
+        let share = figure(engine).and_then(|figure| figure.of_limit);
+        share.map_or_else(dash, |share| format!("{engine} {share:.3}"))
+    });
+    cells.push(right(shares.join("\n")));
     cells
 }
 
@@ -86,11 +90,11 @@ fn dash() -> String {
     "-".into()
 }
 
-/// A figure with everything that belongs to it: `1.23 M/s 315 MB/s +3 %`.
+/// A figure with everything that belongs to it, on two lines: `1.23 M/s`, `315 MB/s +3 %`.
 fn value(row: &Row, figure: &Figure) -> String {
     let mut text = match figure.megabytes_per_second {
-        Some(megabytes) => format!("{}/s {megabytes:.0} MB/s", short(figure.value)),
-        None => format!("{:.2} {}", figure.value, row.unit),
+        Some(megabytes) => format!("{}/s\n{megabytes:.1} MB/s", short(figure.value)),
+        None => format!("{:.2} {}\n", figure.value, row.unit),
     };
     if let Some(change) = figure.change {
         let _ = write!(text, " {:+.0} %", change * 100.0);

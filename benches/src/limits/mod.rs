@@ -4,7 +4,7 @@ mod encode;
 mod ping;
 mod sync;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
@@ -16,6 +16,7 @@ pub use sync::sync_time;
 use crate::Result;
 use crate::configuration::Bound;
 use crate::profile::Profile;
+use crate::table::{bytes, short};
 
 /// Median and tail of a time, in microseconds.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
@@ -35,11 +36,13 @@ impl Spread {
     }
 }
 
-/// The physical limits.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+/// The physical limits at one body size.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub struct Limits {
-    /// LIMIT by body size: messages per second of one thread that encodes records in place.
-    pub encode_per_second: BTreeMap<usize, f64>,
+    /// Bytes of each body.
+    pub body_bytes: usize,
+    /// LIMIT: messages per second of one thread that encodes records in place.
+    pub encode_per_second: f64,
     /// SYNC: a positioned write of 4 KiB and an fdatasync.
     pub sync: Spread,
     /// PING: a round trip between two threads.
@@ -47,14 +50,15 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Measures all of them.
+    /// Measures all of them. A machine is not equally fast all the time, so each group of configurations is held
+    /// against what was measured right before it.
     ///
     /// # Errors
     /// When the file in `directory` cannot be written or a thread is lost.
-    pub fn measure(profile: &Profile, directory: &Path) -> Result<Self> {
-        let encode = profile.body_bytes.iter().map(|bytes| (*bytes, encode_rate(*bytes)));
+    pub fn measure(profile: &Profile, body_bytes: usize, directory: &Path) -> Result<Self> {
         Ok(Self {
-            encode_per_second: encode.collect(),
+            body_bytes,
+            encode_per_second: encode_rate(body_bytes),
             sync: sync_time(directory, profile.limit_rounds)?,
             ping: ping_time(profile.limit_rounds)?,
         })
@@ -62,16 +66,57 @@ impl Limits {
 
     /// What a bound comes to, in messages per second.
     #[must_use]
-    pub fn messages_per_second(&self, bound: Bound, body_bytes: usize, parameter: usize) -> Option<f64> {
+    pub fn messages_per_second(&self, bound: Bound, parameter: usize) -> Option<f64> {
         #[expect(clippy::cast_precision_loss, reason = "batches and writers are far below 2^52")]
         let count = parameter as f64;
         match bound {
-            Bound::Limit => self.encode_per_second.get(&body_bytes).copied(),
+            Bound::Limit => Some(self.encode_per_second),
             Bound::BatchPerSync => Some(count * 1e6 / self.sync.p50_us),
             Bound::HalfTheWritersPerSync => Some(count / 2.0 * 1e6 / self.sync.p50_us),
             Bound::Ping => Some(1e6 / self.ping.p50_us),
             Bound::None => None,
         }
+    }
+}
+
+/// Limits of every group of configurations, by the group's name.
+pub type GroupLimits = BTreeMap<String, Limits>;
+
+/// What a report says of all limits of a run: a name, and how far its figures went.
+#[must_use]
+pub fn facts(limits: &GroupLimits) -> Vec<(String, String)> {
+    let micros = |figures: Range| format!("{:.1} us, from {:.1} to {:.1}", figures.median, figures.low, figures.high);
+    let rates =
+        |figures: Range| format!("{}/s, from {} to {}", short(figures.median), short(figures.low), short(figures.high));
+    let sync = Range::of(limits.values().map(|limits| limits.sync.p50_us));
+    let ping = Range::of(limits.values().map(|limits| limits.ping.p50_us));
+    let sizes: BTreeSet<usize> = limits.values().map(|limits| limits.body_bytes).collect();
+    let encode = sizes.into_iter().map(|size| {
+        let of_size = limits.values().filter(|limits| limits.body_bytes == size);
+        let range = Range::of(of_size.map(|limits| limits.encode_per_second));
+        (format!("LIMIT {}, one thread encodes in place", bytes(size)), range.map(rates))
+    });
+    let times = [
+        ("SYNC, p50 of writing 4 KiB in place and fdatasync".to_owned(), sync.map(micros)),
+        ("PING, p50 of a round trip between two threads".to_owned(), ping.map(micros)),
+    ];
+    times.into_iter().chain(encode).filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+/// How far a figure went in the course of a run.
+#[derive(Clone, Copy)]
+struct Range {
+    low: f64,
+    median: f64,
+    high: f64,
+}
+
+impl Range {
+    /// `None` without any figure.
+    fn of(figures: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut figures: Vec<f64> = figures.collect();
+        figures.sort_unstable_by(f64::total_cmp);
+        Some(Self { low: *figures.first()?, median: figures[figures.len() / 2], high: *figures.last()? })
     }
 }
 
@@ -82,13 +127,13 @@ mod tests {
     #[test]
     fn limits_are_measured_and_turned_into_rates() {
         let directory = tempfile::tempdir().unwrap();
-        let limits = Limits::measure(&Profile::tiny(), directory.path()).unwrap();
-        assert!(limits.encode_per_second[&256] > 1000.0);
+        let limits = Limits::measure(&Profile::tiny(), 256, directory.path()).unwrap();
+        assert!(limits.encode_per_second > 1000.0);
         assert!(limits.sync.p50_us > 0.0 && limits.sync.p50_us <= limits.sync.p99_us);
         assert!(limits.ping.p50_us > 0.0 && limits.ping.p50_us <= limits.ping.p99_us);
-        let one = limits.messages_per_second(Bound::BatchPerSync, 256, 1).unwrap();
-        let writers = limits.messages_per_second(Bound::HalfTheWritersPerSync, 256, 16).unwrap();
+        let one = limits.messages_per_second(Bound::BatchPerSync, 1).unwrap();
+        let writers = limits.messages_per_second(Bound::HalfTheWritersPerSync, 16).unwrap();
         assert!((writers / one - 8.0).abs() < 1e-9);
-        assert_eq!(limits.messages_per_second(Bound::None, 256, 1), None);
+        assert_eq!(limits.messages_per_second(Bound::None, 1), None);
     }
 }
