@@ -1,10 +1,11 @@
 //! The engine's directory: who owns it, which format it has, what lies in it.
 //!
 //! ```text
-//! FORMAT      "cuemq-lsm 1\n"
-//! LOCK        empty; locked by the process that has the store open
-//! watermark   how far the store was durable
-//! store/      fjall's own files
+//! FORMAT           "cuemq-lsm 1\n"
+//! LOCK             empty; locked by the process that has the store open
+//! watermark        how far the store was durable
+//! store/           fjall's own files
+//! journals.kept/   the journals as they were before an opening that is not finished or was refused
 //! ```
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -13,12 +14,14 @@ use std::path::{Path, PathBuf};
 
 use cuemq_storage_api::{ErrorKind, Result, StorageError};
 
+use crate::journals::Journals;
 use crate::watermark;
 
 const FORMAT_FILE: &str = "FORMAT";
 const NEW_FORMAT_FILE: &str = "FORMAT.new";
 const LOCK_FILE: &str = "LOCK";
 const STORE: &str = "store";
+const KEPT_JOURNALS: &str = "journals.kept";
 /// The file that fjall writes last when it makes a database.
 const STORE_MARKER: &str = "version";
 const FORMAT_NAME: &str = "cuemq-lsm";
@@ -60,6 +63,32 @@ impl Directory {
     /// Where the ordered store lies.
     pub(crate) fn store(&self) -> PathBuf {
         self.path.join(STORE)
+    }
+
+    /// Puts the journals aside as they are. Best effort: a full disk must not keep a store from being opened.
+    pub(crate) fn keep_journals(&self) {
+        if let Err(error) = Journals::new(&self.store()).keep(&self.path.join(KEPT_JOURNALS)) {
+            tracing::warn!(%error, "the journals could not be copied before the store is opened");
+        }
+    }
+
+    /// Where the journals are that were put aside, for the text of an error.
+    pub(crate) fn kept_journals(&self) -> String {
+        let kept = self.path.join(KEPT_JOURNALS);
+        match kept.try_exists() {
+            Ok(true) => format!(" (its journals as they were are in {})", kept.display()),
+            _ => String::new(),
+        }
+    }
+
+    /// Removes the journals that were put aside: the store was opened and nothing is missing.
+    pub(crate) fn drop_kept_journals(&self) {
+        match fs::remove_dir_all(self.path.join(KEPT_JOURNALS)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "the copy of the journals could not be removed");
+            }
+            _ => {}
+        }
     }
 
     /// Whether the store was whole once: the watermark is made right after it.

@@ -39,8 +39,9 @@ impl LsmEngine {
         settings.validate()?;
         let directory = Directory::open(path)?;
         let made = directory.store_was_made()?;
+        directory.keep_journals();
         let kv = FjallKv::open(&directory.store(), settings, made).map_err(|error| {
-            let context = format!("the store in {}", directory.store().display());
+            let context = format!("the store in {}{}", directory.store().display(), directory.kept_journals());
             StorageError::not_stored(error.kind, "open", context).with_source(error.source)
         })?;
         let parts = Parts {

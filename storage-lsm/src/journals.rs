@@ -6,11 +6,12 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 const EXTENSION: &str = "jnl";
+const COPY_BLOCK_BYTES: usize = 64 << 10;
 
 /// The journals of one database.
 #[derive(Debug)]
@@ -67,6 +68,28 @@ impl Journals {
         file.sync_all()
     }
 
+    /// Copies what is in the journals to a folder, unless an earlier copy is there, because fjall cuts a journal off
+    /// behind the first damaged byte and with that whatever could still have been saved.
+    pub(crate) fn keep(&self, folder: &Path) -> io::Result<()> {
+        if folder.try_exists()? {
+            return Ok(());
+        }
+        let unfinished = folder.with_extension("new");
+        if unfinished.try_exists()? {
+            fs::remove_dir_all(&unfinished)?;
+        }
+        let numbers = self.numbers()?;
+        if self.bytes(&numbers) == 0 {
+            return Ok(());
+        }
+        fs::create_dir(&unfinished)?;
+        for number in numbers {
+            let path = self.path(number);
+            copy_sparsely(&path, &unfinished.join(format!("{number}.{EXTENSION}")))?;
+        }
+        fs::rename(unfinished, folder)
+    }
+
     fn open_newest(&self) -> io::Result<(u64, File)> {
         loop {
             let Some(newest) = self.numbers()?.pop() else {
@@ -83,6 +106,26 @@ impl Journals {
 
     fn path(&self, number: u64) -> PathBuf {
         self.directory.join(format!("{number}.{EXTENSION}"))
+    }
+}
+
+/// Copies a file but leaves out blocks of zeros: most of a new journal is room that was never written.
+fn copy_sparsely(from: &Path, to: &Path) -> io::Result<()> {
+    let (mut from, mut to) = (File::open(from)?, File::create_new(to)?);
+    let mut block = vec![0; COPY_BLOCK_BYTES];
+    let mut length = 0;
+    loop {
+        let read = from.read(&mut block)?;
+        if read == 0 {
+            return to.set_len(length);
+        }
+        let content = &block[..read];
+        length += read as u64;
+        if content.iter().all(|byte| *byte == 0) {
+            to.seek(SeekFrom::Start(length))?;
+        } else {
+            to.write_all(content)?;
+        }
     }
 }
 
@@ -109,5 +152,23 @@ mod tests {
         journals.empty_newest().unwrap();
         assert_eq!(journals.bytes(&[10, 11]), 4);
         assert_eq!(Journals::new(&directory.path().join("none")).numbers().unwrap(), []);
+    }
+
+    #[test]
+    fn the_first_copy_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = directory.path().join("kept");
+        let journals = Journals::new(directory.path());
+        journals.keep(&kept).unwrap();
+        assert!(!kept.exists(), "there was nothing to keep");
+        let mut content = vec![0; 3 * COPY_BLOCK_BYTES + 7];
+        (content[5], content[2 * COPY_BLOCK_BYTES]) = (1, 2);
+        fs::write(journals.path(4), &content).unwrap();
+        fs::create_dir(directory.path().join("kept.new")).unwrap();
+        journals.keep(&kept).unwrap();
+        fs::write(journals.path(4), "cut").unwrap();
+        journals.keep(&kept).unwrap();
+        assert_eq!(fs::read(kept.join("4.jnl")).unwrap(), content);
+        assert!(!directory.path().join("kept.new").exists());
     }
 }

@@ -75,7 +75,8 @@ impl Watermark {
         if now.batches < written.batches || now.next_position < written.next_position {
             return Err(corrupt(format!(
                 "the store ends at batch {} and position {}, but {} says that it was durable to batch {} and position \
-                 {}: a journal or table was cut; restore a copy, or remove the watermark to go on with what is left",
+                 {}: a journal or table was cut; restore a copy, or remove the watermark to go on with what is left \
+                 (journals.kept beside it, if it is there, holds the journals as they were)",
                 now.batches,
                 now.next_position,
                 path.display(),

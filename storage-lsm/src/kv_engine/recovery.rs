@@ -23,6 +23,9 @@ impl<K: OrderedKv> KvEngine<K> {
             Some(directory) => Some(Watermark::open(directory.path(), registry.applied)?),
             None => None,
         };
+        if let Some(directory) = &directory {
+            directory.drop_kept_journals();
+        }
         Ok(Self {
             parts: FixedParts { capabilities, retention, reserve_bytes, disk },
             store: RwLock::new(Some(Store { kv, directory })),

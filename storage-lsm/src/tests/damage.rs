@@ -59,12 +59,17 @@ fn a_cut_journal_is_noticed() {
         let copy = tempfile::tempdir().unwrap();
         copy_tree(original.path(), copy.path());
         OpenOptions::new().write(true).open(journal(copy.path())).unwrap().set_len(used - cut).unwrap();
-        let error = LsmEngine::open(copy.path(), &small()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-        assert!(error.context().contains("watermark"), "{error}");
+        let before = fs::read(journal(copy.path())).unwrap();
+        for _ in 0..2 {
+            let error = LsmEngine::open(copy.path(), &small()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+            assert!(error.context().contains("watermark"), "{error}");
+            assert_eq!(fs::read(copy.path().join("journals.kept/0.jnl")).unwrap(), before);
+        }
         // The advice in the error works.
         fs::remove_file(copy.path().join("watermark")).unwrap();
         let left = bodies(&open(copy.path()), &queue("t", 0));
+        assert!(!copy.path().join("journals.kept").exists());
         assert!(left.len() < 6, "something was cut off");
         assert_eq!(left, (0..left.len()).map(|body| body.to_string()).collect::<Vec<_>>());
     }
