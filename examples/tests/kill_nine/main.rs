@@ -26,7 +26,7 @@ const KILLS: usize = 10;
 /// A child that is killed has written at most so many entries of its ledger.
 const MOST_ENTRIES: u64 = 1500;
 /// A kill comes up to so many turns of an empty loop after the chosen line.
-const MOST_SPINS: u64 = 20_000;
+const MOST_SPINS: u64 = 60_000;
 /// Children that end by themselves before their moment has come do not count, and may be so many for each kill.
 const CHILDREN_PER_KILL: usize = 4;
 
