@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::MAX_PROPERTIES_BYTES;
 
 /// Names of properties that the broker keeps for itself begin so.
 pub(crate) const SYSTEM_PROPERTY_PREFIX: &str = "__";
@@ -166,7 +167,14 @@ impl Message {
             }
             builder.property(name, value);
         }
-        builder.build()
+        let attributes = builder.build()?;
+        let bytes = attributes.as_bytes().len();
+        if bytes > MAX_PROPERTIES_BYTES {
+            return Err(InvalidInput::new(format!(
+                "tag, keys and properties take {bytes} bytes, more than {MAX_PROPERTIES_BYTES}: move data into the body"
+            )));
+        }
+        Ok(attributes)
     }
 }
 
@@ -290,6 +298,9 @@ mod tests {
         let message = Message::new("x").property("__attempts", "9");
         let error = message.to_record(Timestamp::default(), 10).unwrap_err();
         assert!(error.to_string().contains("rename it"), "{error}");
+        let large = Message::new("x").property("p", "x".repeat(MAX_PROPERTIES_BYTES));
+        let error = large.to_record(Timestamp::default(), 10).unwrap_err();
+        assert!(error.to_string().contains("more than 32768"), "{error}");
         let error = Message::new(vec![0; 11]).to_record(Timestamp::default(), 10).unwrap_err();
         assert!(error.to_string().contains("11 bytes, more than max_body_bytes = 10"), "{error}");
     }
