@@ -21,7 +21,7 @@
 //!   every space in it has been flushed. `journal_bytes` bounds how many there are. A new journal is 64 MiB long and
 //!   sparse: it takes room only as it fills.
 //! * **Opening.** Replay looks up the keyspace of each row in a tree of its own and asks the file for its position:
-//!   3 to 4 microseconds a row, also for rows that are in tables by now. So a crash costs up to two seconds at the next
+//!   3 to 4 microseconds a row, also for rows that are in tables by now. So a crash costs up to some seconds at the next
 //!   opening, and closing flushes what is in memory and empties the journal.
 //! * **Failure.** Any error of a journal write or of a background thread poisons the database until it is reopened.
 //!   A failed open may panic (measured: 8 % of single flipped bits in a journal), which is caught here and becomes
