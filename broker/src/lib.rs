@@ -1,4 +1,30 @@
-//! CueMQ: an actor-model message broker with pluggable storage engines, inside your process.
+//! CueMQ: a message broker of supervised actors over a storage engine of your choice, inside your process.
+//!
+//! | to... | use |
+//! |---|---|
+//! | open a broker | [`Broker::open`], [`Broker::builder`] with an engine, [`Broker::in_memory`], [`Broker::temp`] |
+//! | send | [`Broker::producer`]: [`Producer::send`], [`enqueue`](Producer::enqueue), [`send_batch`](Producer::send_batch), [`send_with`](Producer::send_with), [`send_one_way`](Producer::send_one_way) |
+//! | consume as a group | [`Broker::consumer`]: [`Consumer::next`], [`run`](Consumer::run), [`spawn`](Consumer::spawn) |
+//! | read by offset | [`Broker::pull_consumer`]: [`PullConsumer::poll`], [`seek`](PullConsumer::seek), [`commit`](PullConsumer::commit) |
+//! | send later | [`Message::delay`], [`Message::delay_level`], [`Message::deliver_at`] |
+//! | send with a local transaction | [`Broker::transaction_producer`] |
+//! | connect actix actors of your own | [`Broker::gateway`] with [`Publish`], [`ConsumerBuilder::deliver_to`] with [`Deliver`] |
+//! | administer | [`Broker::create_topic`], [`describe_topic`](Broker::describe_topic), [`delete_topic`](Broker::delete_topic), [`describe_group`](Broker::describe_group) |
+//! | test with your own time | [`ManualClock`] |
+//!
+//! All handles are cheap to clone (but consumers), work on any async runtime and on none, and keep their broker alive;
+//! [`Broker::shutdown`] ends it cleanly. No global state: several brokers may run in one process.
+//!
+//! # What an acknowledgement means
+//!
+//! [`Receipt::level`] says what a message survives: [`AckLevel::Durable`] a power cut, [`AckLevel::Buffered`] the end of
+//! the process, [`AckLevel::Memory`] nothing. [`Error::is_certainly_not_applied`] says whether a failed request surely
+//! did nothing. Messages come at least once: after a crash or a failure again.
+//!
+//! # Features
+//!
+//! `mmap` (default): [`Broker::open`] and [`Broker::temp`] over the commit-log engine. Without it the crate names no
+//! engine but the in-memory one.
 
 pub mod limits;
 
@@ -39,3 +65,8 @@ pub use settings::{BrokerSettings, Flush, InvalidSetting, TopicSpec};
 pub use shared::ProbePoint;
 pub use state::BrokerState;
 pub use transaction::{Decision, HalfMessage, Transaction, TransactionId, TransactionListener, TransactionProducer};
+
+/// Runs the README's programs as tests.
+#[cfg(all(doctest, feature = "mmap"))]
+#[doc = include_str!("../../README.md")]
+mod readme {}
