@@ -83,12 +83,11 @@ impl Store {
         let _ = broker.shutdown().await;
     }
 
-    /// Cuts the power: of what was not synced only the first `keep_unsynced` batches survive. For [`Kind::Power`] and
-    /// [`Kind::Memory`].
-    pub(crate) async fn cut_power(&self, broker: Broker, keep_unsynced: usize) {
+    /// Cuts the power while a broker is open: of what was not synced only the first `keep_unsynced` batches survive.
+    /// The broker finds its engine closed. For stores in memory.
+    pub(crate) fn crash(&self, keep_unsynced: usize) {
         assert!(matches!(self.kind, Kind::Power | Kind::Memory), "only a store in memory can be cut from power");
         self.memory.crash(keep_unsynced);
-        let _ = broker.shutdown().await;
     }
 
     /// What the files hold at this moment becomes the store.
