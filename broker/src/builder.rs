@@ -115,7 +115,7 @@ impl BrokerBuilder {
         let storage = match StorageHandle::start(self.engine, clock.clone(), state.clone()) {
             Ok(storage) => storage,
             Err(error) => {
-                stop_in_background(runtime);
+                take_down(runtime, None).await;
                 return Err(no_threads(error));
             }
         };
@@ -135,7 +135,7 @@ async fn open_on(
     let (store_id, numbers, delayed) = match read_counters(&storage, &clock).await {
         Ok(read) => read,
         Err(error) => {
-            stop_in_background(running.runtime);
+            take_down(running.runtime, Some(storage)).await;
             return Err(error);
         }
     };
@@ -169,18 +169,32 @@ async fn open_on(
     let keeper = Arc::new(Keeper::new(Arc::clone(&shared), root, gateway, running));
     // From here on dropping the keeper takes everything down.
     let _ = gateway_keeper.set(Arc::downgrade(&keeper));
+    match start_all(&shared, started).await {
+        Ok(()) => {
+            tracing::info!(engine = shared.storage.capabilities().name, "the broker is open");
+            Ok(Broker::from_keeper(keeper))
+        }
+        Err(error) => {
+            // The store is free again when the caller hears of the error, which says more than one of the closing.
+            let _ = keeper.shutdown().await;
+            Err(error)
+        }
+    }
+}
+
+/// Waits for what storage has to be running, then starts the rest.
+async fn start_all(shared: &Arc<Shared>, started: oneshot::Receiver<Result<()>>) -> Result<()> {
     started.await.unwrap_or_else(|_| Err(Error::lost("the start of the broker")))?;
     // Topics first: due messages look for theirs.
-    let _ = shared.delay.set(DelayHandle::start(&shared));
-    let _ = shared.transaction.set(TransactionHandle::start(&shared));
-    watch_for_failure(&shared);
+    let _ = shared.delay.set(DelayHandle::start(shared));
+    let _ = shared.transaction.set(TransactionHandle::start(shared));
+    watch_for_failure(shared);
     // Each group clamps its offsets to what the log has before anything new is appended (promise P6); its first
     // answer comes after that.
     for (_, group) in shared.groups.all() {
         group.ask(|reply| GroupRequest::Describe { reply }).await?;
     }
-    tracing::info!(engine = shared.storage.capabilities().name, "the broker is open");
-    Ok(Broker::from_keeper(keeper))
+    Ok(())
 }
 
 /// Reads what distinguishes this store and this opening of it, counts what waits, and notes the opening.
@@ -220,11 +234,22 @@ fn watch_for_failure(shared: &Arc<Shared>) {
     });
 }
 
-/// Joining threads blocks, so it is done on a thread of its own.
+/// Ends what an opening that failed has started, and releases the store. Joining threads blocks, so it is done on a
+/// thread of its own.
 #[expect(clippy::disallowed_methods, reason = "ends by itself once the actor system is down")]
-fn stop_in_background(runtime: Runtime) {
-    let stop = std::thread::Builder::new().name("cuemq-shutdown".into()).spawn(move || runtime.stop());
-    if let Err(error) = stop {
-        tracing::error!(%error, "no thread to stop the actor system");
+async fn take_down(runtime: Runtime, storage: Option<StorageHandle>) {
+    let (sender, receiver) = oneshot::channel();
+    let take_down = move || {
+        runtime.stop();
+        if let Some(Err(error)) = storage.map(|storage| storage.close()) {
+            tracing::error!(%error, "the engine could not be closed cleanly");
+        }
+        // Whoever opens the broker may have given up.
+        let _ = sender.send(());
+    };
+    match std::thread::Builder::new().name("cuemq-shutdown".into()).spawn(take_down) {
+        // An error means that the thread has ended.
+        Ok(_) => drop(receiver.await),
+        Err(error) => tracing::error!(%error, "no thread to stop the actor system"),
     }
 }

@@ -284,9 +284,10 @@ impl GroupActor {
                 MembershipEffect::Grant { member, queue, lease } => self.grant(&member, queue, lease),
                 MembershipEffect::Revoke { member, queue, lease } => {
                     let free = self.sessions.get(&member).is_none_or(|joined| joined.session.revoke(&queue, lease));
-                    let mut more = Vec::new();
-                    if free && self.membership.released(&queue, lease, &mut more).is_ok() {
-                        self.perform(more, ctx);
+                    if free {
+                        // Behind the acknowledgements that the member has sent by now: whoever gets the queue next
+                        // must not get those messages again.
+                        let _ = self.inbox.push(GroupRequest::Released { queue, lease }, &ctx.address());
                     }
                 }
                 MembershipEffect::Fence { member, queue, lease } => {
