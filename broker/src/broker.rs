@@ -78,6 +78,12 @@ impl Broker {
         BrokerBuilder::new(Arc::new(engine))
     }
 
+    /// Starts from an engine that was chosen while the program runs.
+    #[must_use]
+    pub fn builder_over(engine: Arc<dyn Engine>) -> BrokerBuilder {
+        BrokerBuilder::new(engine)
+    }
+
     /// A broker that keeps everything in memory: for tests, and for messages that may be lost with the process.
     ///
     /// # Errors

@@ -115,8 +115,16 @@ impl Message {
         &self.body
     }
 
-    pub(crate) fn sharding_key_ref(&self) -> Option<&str> {
+    /// The sharding key, if one was set: what a selector looks at.
+    #[must_use]
+    pub fn sharding_key_ref(&self) -> Option<&str> {
         self.sharding_key.as_deref()
+    }
+
+    /// The tag, if one was set.
+    #[must_use]
+    pub fn tag_ref(&self) -> Option<&str> {
+        self.tag.as_deref()
     }
 
     pub(crate) fn delay_ref(&self) -> Option<Delay> {
