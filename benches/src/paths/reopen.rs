@@ -1,5 +1,6 @@
 //! Opens stores: after a close, and after the end of a process that could not close.
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -110,6 +111,7 @@ impl Rig for DroppedRig {
     }
 }
 
+/// Copies a directory and syncs the files, so that an opening does not wait for what only the copy left unwritten.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
@@ -119,6 +121,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
             copy(&entry.path(), &target)?;
         } else {
             std::fs::copy(entry.path(), &target)?;
+            File::open(&target)?.sync_all()?;
         }
     }
     Ok(())
