@@ -202,10 +202,9 @@ async fn a_failure_in_order_blocks_its_queue_alone(store: Store) {
     // a1, a2, b1, b2; then a2 three times more; then, after its dead letter, a3.
     for expected in [4, 5, 6, 7] {
         soon("the next call", counted.wait_for(|count| *count >= expected)).await.unwrap();
-        let failures = failed.load(Ordering::SeqCst);
         soon("the pause of the failed message", async {
-            // The pause is a sleeper of the clock once the failure is settled.
-            while clock.sleepers() == 0 && failures < 4 {
+            // The pause is a sleeper of the clock once the failure is settled; the last failure has none.
+            while clock.sleepers() == 0 && failed.load(Ordering::SeqCst) < 4 {
                 tokio::task::yield_now().await;
             }
         })
