@@ -167,6 +167,7 @@ async fn a_full_disk_is_survived(store: Store) {
     let mut consumer = broker.consumer("group").subscribe("orders").build().await.unwrap();
     take(&mut consumer, 1).await;
     let half = transactions.begin(numbered(20)).await.unwrap();
+    broker.create_topic(TopicSpec::new("spare")).await.unwrap();
     assert_eq!(all_numbers(&broker).await, [0, 1, 2, 3]);
     store.faults.fail_always(Operation::Apply, Fault::Refuse(StorageKind::Full));
     let kinds = [
@@ -176,10 +177,11 @@ async fn a_full_disk_is_survived(store: Store) {
         transactions.begin(numbered(14)).await.unwrap_err().kind(),
         half.commit().await.unwrap_err().kind(),
         broker.create_topic(TopicSpec::new("new")).await.unwrap_err().kind(),
+        broker.delete_topic("spare").await.unwrap_err().kind(),
         next(&mut consumer).await.ack().await.unwrap_err().kind(),
         next(&mut consumer).await.retry_later(None).await.unwrap_err().kind(),
     ];
-    assert_eq!(kinds, [ErrorKind::Full; 8]);
+    assert_eq!(kinds, [ErrorKind::Full; 9]);
     assert_eq!(broker.state(), BrokerState::Running);
     let last = next(&mut consumer).await;
     assert_eq!(all_numbers(&broker).await, [0, 1, 2, 3], "reads go on");
@@ -187,6 +189,9 @@ async fn a_full_disk_is_survived(store: Store) {
     producer.send(numbered(4)).await.unwrap();
     assert!(half.commit().await.unwrap().is_some(), "the decision was not made, so it can be made again");
     broker.create_topic(TopicSpec::new("new")).await.unwrap();
+    assert_eq!(broker.topics(), ["new", "orders", "spare"], "a topic whose deletion was refused is still there");
+    broker.producer("spare").await.unwrap().send("x").await.unwrap();
+    broker.delete_topic("spare").await.unwrap();
     last.ack().await.unwrap();
     assert_eq!(take(&mut consumer, 2).await.len(), 2);
     clock.advance(Duration::from_secs(1));

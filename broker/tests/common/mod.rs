@@ -143,7 +143,7 @@ pub(crate) fn manual_clock() -> ManualClock {
 /// Proves that a consumer finds nothing at this moment.
 pub(crate) fn assert_nothing(consumer: &mut Consumer, why: &str) {
     let found = futures_util::FutureExt::now_or_never(consumer.next());
-    assert!(found.is_none(), "{why}: {:?}", found.map(|found| found.map(|delivery| text(&delivery))));
+    assert!(found.is_none(), "{why}: {:?}", found.map(|found| found.map(|delivery| delivery.id())));
 }
 
 /// Watches the delay scheduler: what was due at this moment of the clock has been moved once [`Settler::settle`] is

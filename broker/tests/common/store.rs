@@ -49,6 +49,17 @@ impl Store {
         }
     }
 
+    /// Opens another engine over the same store, which is refused while a broker has it.
+    pub(crate) fn try_engine(&self) -> cuemq::storage_api::Result<()> {
+        let directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = directory.path();
+        match self.kind {
+            Kind::Memory | Kind::Power => MemoryEngine::open(&self.memory).map(drop),
+            Kind::Mmap => MmapEngine::open(path, mmap_settings()).map(drop),
+            Kind::Lsm => LsmEngine::open(path, &lsm_settings()).map(drop),
+        }
+    }
+
     fn broker_over<E: cuemq::Engine>(&self, engine: E) -> BrokerBuilder {
         Broker::builder(FaultEngine::with_faults(engine, self.faults.clone()))
     }
