@@ -273,7 +273,15 @@ impl Handler<DeleteTopic> for RootActor {
             storage.write_and_wait(batch, Flush::Durable).await?;
             Ok(())
         };
-        AtomicResponse::new(Box::pin(stored.into_actor(self)))
+        let deleted = |stored: Result<()>, actor: &mut Self, _: &mut Context<Self>| match stored {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // It is still in storage: its handles are closed, so it starts anew.
+                actor.restore()?;
+                Err(error)
+            }
+        };
+        AtomicResponse::new(Box::pin(stored.into_actor(self).map(deleted)))
     }
 }
 

@@ -55,10 +55,11 @@ impl Consumer {
                 // Handlers go on while nothing new is there; with none left, only a message or the stop matter.
                 let finished =
                     async { if running.is_empty() { std::future::pending().await } else { running.next().await } };
-                match select(next, select(std::pin::pin!(finished), &mut stop)).await {
-                    Either::Left((delivery, _)) => Some(delivery?),
-                    Either::Right((Either::Left(_), _)) => None,
-                    Either::Right((Either::Right(_), _)) => break,
+                // A stop comes before any message that is there.
+                match select(&mut stop, select(next, std::pin::pin!(finished))).await {
+                    Either::Left(_) => break,
+                    Either::Right((Either::Left((delivery, _)), _)) => Some(delivery?),
+                    Either::Right((Either::Right(_), _)) => None,
                 }
             };
             if let Some(delivery) = delivery {

@@ -23,6 +23,7 @@ pub use messages::{GroupDescription, MemberDescription, QueueLag};
 use super::mailbox::{Drain, Inbox};
 use super::supervisor::fail_start;
 use crate::consumer::session::{Granted, Session};
+use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::MemberId;
 use crate::domain::membership::{Lease, Membership, MembershipEffect, MembershipSettings};
 use crate::domain::retry::RetryPolicy;
@@ -30,7 +31,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_ACK_DRAIN, MAX_MEMBERS, MAX_SUBSCRIPTIONS, REVOKE_PATIENCE};
 use crate::settings::Flush;
 use crate::shared::Shared;
-use crate::tables::group::GroupRow;
+use crate::tables::group::{self, GroupRow};
 use offsets::{OffsetOwner, Offsets};
 
 pub(crate) const KIND: &str = "group";
@@ -138,15 +139,20 @@ impl GroupActor {
     }
 
     /// Makes good what was lost with a request that panicked and that nobody repeats: a departure, a release, a
-    /// grant, an acknowledgement, the news of a topic or of the broker's end.
+    /// grant, an acknowledgement, a change of the settings, the news of a topic or of the broker's end.
     fn catch_up(&mut self, ctx: &mut Context<Self>) -> Result<()> {
+        if let Some(row) = self.shared.storage.engine().get(&group::TABLE, &group::key(&self.group))? {
+            let row = GroupRow::decode(&row)?;
+            self.configure(row.strategy, row.retry, ctx);
+        }
+        let mut again = Vec::new();
         let sessions: Vec<Arc<Session>> = self.sessions.values().map(|joined| Arc::clone(&joined.session)).collect();
         for session in sessions {
             if let Err(ended) = self.shared.check_running() {
                 session.close(&ended.to_string());
             }
             if session.is_closed() {
-                self.leave(&session, ctx);
+                again.push(GroupRequest::Leave { session });
                 continue;
             }
             for (queue, lease, done) in session.holdings() {
@@ -161,13 +167,21 @@ impl GroupActor {
         };
         let holdings = self.membership.holdings();
         let lost = holdings.filter(|(queue, holding)| !held(&holding.member, queue, holding.lease));
-        let lost: Vec<_> = lost.map(|(queue, holding)| (queue.clone(), holding.lease)).collect();
-        for (queue, lease) in lost {
-            self.released(&queue, lease, ctx);
+        again.extend(lost.map(|(queue, held)| GroupRequest::Released { queue: queue.clone(), lease: held.lease }));
+        // Behind the acknowledgements that came before a departure or a release and may have been late.
+        for request in again {
+            let _ = self.inbox.push(request, &ctx.address());
         }
         let topics: BTreeSet<TopicName> = self.sessions.values().flat_map(|joined| joined.topics.clone()).collect();
         topics.iter().for_each(|topic| self.topic_changed(topic, ctx));
         Ok(())
+    }
+
+    fn configure(&mut self, strategy: AssignmentStrategy, retry: RetryPolicy, ctx: &mut Context<Self>) {
+        self.policy = retry.at_most(self.shared.settings.max_redeliveries);
+        let mut effects = Vec::new();
+        self.membership.set_strategy(strategy, self.shared.clock.now(), &mut effects);
+        self.perform(effects, ctx);
     }
 
     fn released(&mut self, queue: &QueueKey, lease: Lease, ctx: &mut Context<Self>) {
@@ -204,12 +218,7 @@ impl GroupActor {
                 let _ = reply.send(self.describe());
             }
             GroupRequest::TopicChanged { topic } => self.topic_changed(&topic, ctx),
-            GroupRequest::Configure { strategy, retry } => {
-                self.policy = retry.at_most(self.shared.settings.max_redeliveries);
-                let mut effects = Vec::new();
-                self.membership.set_strategy(strategy, self.shared.clock.now(), &mut effects);
-                self.perform(effects, ctx);
-            }
+            GroupRequest::Configure { strategy, retry } => self.configure(strategy, retry, ctx),
             GroupRequest::CatchUp => {
                 if let Err(error) = self.catch_up(ctx) {
                     fail_start(&error);
