@@ -2,6 +2,7 @@
 //! acknowledged is there, order holds, and the same handles go on working. Too many panics end the broker, in the open.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is how a test fails")]
+#![allow(clippy::print_stdout, reason = "a failure says which panic it followed")]
 
 #[macro_use]
 mod common;

@@ -127,7 +127,7 @@ pub(crate) async fn read_all(broker: &Broker, topic: &str) -> Vec<Received> {
 
 /// Bodies as text, in order.
 pub(crate) fn bodies(messages: &[Received]) -> Vec<String> {
-    messages.iter().map(|message| text(message)).collect()
+    messages.iter().map(text).collect()
 }
 
 /// A body as text.
