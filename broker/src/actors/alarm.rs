@@ -1,14 +1,18 @@
 //! One timer of an actor, moved as its machine wishes.
+//!
+//! It is not cancelled by actix: a restart numbers futures anew but keeps the cancellations that were not carried out
+//! yet, so that one from before a panic would hit the first timer after it.
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, SpawnHandle, WrapFuture};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, WrapFuture};
 use cuemq_storage_api::Timestamp;
+use futures_util::future::{AbortHandle, abortable};
 
 use crate::clock::Clock;
 
 /// The time at which an actor is woken next, if at all.
 #[derive(Debug, Default)]
 pub(super) struct Alarm {
-    set: Option<(Timestamp, SpawnHandle)>,
+    set: Option<(Timestamp, AbortHandle)>,
 }
 
 /// An actor with an alarm.
@@ -26,12 +30,15 @@ pub(super) fn set_alarm<A: Alarmed>(actor: &mut A, at: Option<Timestamp>, clock:
         return;
     }
     if let Some((_, earlier)) = actor.alarm().set.take() {
-        ctx.cancel_future(earlier);
+        earlier.abort();
     }
     let Some(at) = at else { return };
-    let sleep = clock.sleep_until(at).into_actor(actor).map(|(), actor: &mut A, ctx: &mut Context<A>| {
-        actor.alarm().set = None;
-        actor.ring(ctx);
-    });
-    actor.alarm().set = Some((at, ctx.spawn(sleep)));
+    let (sleep, handle) = abortable(clock.sleep_until(at));
+    actor.alarm().set = Some((at, handle));
+    ctx.spawn(sleep.into_actor(actor).map(|slept, actor: &mut A, ctx: &mut Context<A>| {
+        if slept.is_ok() {
+            actor.alarm().set = None;
+            actor.ring(ctx);
+        }
+    }));
 }

@@ -20,6 +20,7 @@ pub(crate) use handle::GroupHandle;
 pub(crate) use messages::{Answer, GroupRequest, RetryRequest, Start};
 pub use messages::{GroupDescription, MemberDescription, QueueLag};
 
+use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::mailbox::{Drain, Inbox};
 use super::supervisor::fail_start;
 use crate::consumer::session::{Granted, Session};
@@ -45,7 +46,8 @@ pub(crate) struct GroupActor {
     sessions: HashMap<MemberId, Joined>,
     offsets: Offsets,
     policy: RetryPolicy,
-    deadline: Option<actix::SpawnHandle>,
+    /// Rings when a holder is cut off that has not released.
+    deadline: Alarm,
     /// Leases of broadcasting members: one each, for all their queues.
     next_broadcast_lease: u64,
 }
@@ -68,7 +70,7 @@ impl Actor for GroupActor {
 
 impl Supervised for GroupActor {
     fn restarting(&mut self, ctx: &mut Context<Self>) {
-        self.deadline = None;
+        self.deadline = Alarm::default();
         self.load(ctx);
         if let Some(at) = self.membership.next_deadline() {
             self.set_deadline(at, ctx);
@@ -78,6 +80,20 @@ impl Supervised for GroupActor {
         }
         // Behind everything that waits, so that nothing is made good that is only late.
         let _ = self.inbox.push(GroupRequest::CatchUp, &ctx.address());
+    }
+}
+
+impl Alarmed for GroupActor {
+    fn alarm(&mut self) -> &mut Alarm {
+        &mut self.deadline
+    }
+
+    fn ring(&mut self, ctx: &mut Context<Self>) {
+        self.shared.probe(KIND, &self.name, "Deadline");
+        let mut effects = Vec::new();
+        self.membership.expire(self.shared.clock.now(), &mut effects);
+        self.perform(effects, ctx);
+        self.write_offsets();
     }
 }
 
@@ -122,7 +138,7 @@ impl GroupActor {
             membership: Membership::new(settings, Lease(0)),
             sessions: HashMap::new(),
             policy,
-            deadline: None,
+            deadline: Alarm::default(),
             next_broadcast_lease: 1,
         }
     }
@@ -311,17 +327,8 @@ impl GroupActor {
     }
 
     fn set_deadline(&mut self, at: Timestamp, ctx: &mut Context<Self>) {
-        if let Some(earlier) = self.deadline.take() {
-            ctx.cancel_future(earlier);
-        }
-        let sleep = self.shared.clock.sleep_until(at).into_actor(self).map(|(), actor, ctx| {
-            actor.shared.probe(KIND, &actor.name, "Deadline");
-            let mut effects = Vec::new();
-            actor.membership.expire(actor.shared.clock.now(), &mut effects);
-            actor.perform(effects, ctx);
-            actor.write_offsets();
-        });
-        self.deadline = Some(ctx.spawn(sleep));
+        let clock = self.shared.clock.clone();
+        set_alarm(self, Some(at), &clock, ctx);
     }
 
     fn grant(&mut self, member: &MemberId, queue: QueueKey, lease: Lease) {
