@@ -9,8 +9,8 @@ mod common;
 use std::time::Duration;
 
 use common::checker::{number_of, numbered};
-use common::store::Store;
-use common::{assert_nothing, manual_clock, next, read_all, soon, take};
+use common::store::{Kind, Store};
+use common::{assert_nothing, manual_clock, next, read_all, run, soon, take};
 use cuemq::storage_api::ErrorKind as StorageKind;
 use cuemq::storage_api::fault::{Fault, Operation};
 use cuemq::{
@@ -23,6 +23,7 @@ on_every_engine!(
     an_uncertain_write_ends_the_broker,
     a_full_disk_is_survived,
     a_refused_retry_loses_no_message,
+    a_retry_that_nobody_waits_for_loses_no_message,
     a_failed_read_is_told_and_passes,
     a_failed_opening_leaves_the_store_free,
     a_failed_close_is_told_once,
@@ -224,6 +225,59 @@ async fn a_refused_retry_loses_no_message(store: Store) {
     assert_eq!(number_of(&take(&mut consumer, 1).await[0]), 1, "neither a copy nor the original would be left");
     assert_nothing(&mut consumer, "the others are done");
     broker.shutdown().await.unwrap();
+}
+
+async fn a_retry_that_nobody_waits_for_loses_no_message(store: Store) {
+    let clock = manual_clock();
+    let broker = store.open_at(&clock).await;
+    broker.producer("orders").await.unwrap().send(numbered(1)).await.unwrap();
+    let mut consumer = broker.consumer("group").subscribe("orders").build().await.unwrap();
+    let delivery = next(&mut consumer).await;
+    let gate = store.faults.hold(Operation::Apply);
+    let mut retry = Box::pin(delivery.retry_later(None));
+    assert!(retry.as_mut().now_or_never().is_none());
+    gate.wait_for(1);
+    drop(retry);
+    drop(gate);
+    assert_nothing(&mut consumer, "it comes again after a pause");
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(take(&mut consumer, 1).await[0].attempts(), 1, "nobody took it, so it comes again here");
+    clock.advance(Duration::from_secs(10));
+    let copy = take(&mut consumer, 1).await;
+    assert_eq!((number_of(&copy[0]), copy[0].attempts()), (1, 1), "and its copy comes, because it was stored");
+    assert_eq!(broker.describe_group("group").await.unwrap().lag(), 0);
+    broker.shutdown().await.unwrap();
+}
+
+/// An engine that panics is as uncertain as one that fails: the broker ends, and says so.
+#[test]
+fn an_engine_that_panics_ends_the_broker() {
+    run(async {
+        for operation in [Operation::Apply, Operation::Sync] {
+            let store = Store::new(Kind::Power);
+            let broker = store.open().await;
+            let producer = broker.producer("orders").await.unwrap();
+            let mut consumer = broker.consumer("group").subscribe("orders").build().await.unwrap();
+            producer.send(numbered(0)).await.unwrap();
+            take(&mut consumer, 1).await;
+            producer.send(numbered(1)).await.unwrap();
+            let _held = next(&mut consumer).await;
+            store.panic_at(Some(operation));
+            let (sent, ended) =
+                soon("both answers", async { tokio::join!(producer.send(numbered(2)), consumer.next()) }).await;
+            assert_eq!(sent.unwrap_err().kind(), ErrorKind::Unknown);
+            assert_eq!(ended.map(drop).unwrap_err().kind(), ErrorKind::Unavailable);
+            assert!(failure(&broker).await.contains("the engine panicked"));
+            refuses_everything(&broker, &producer).await;
+            store.panic_at(None);
+            soon("the shutdown", broker.shutdown()).await.unwrap();
+            drop((consumer, producer));
+            let broker = store.open().await;
+            let numbers = all_numbers(&broker).await;
+            assert_eq!(&numbers[..2], [0, 1], "what was durable is there");
+            broker.shutdown().await.unwrap();
+        }
+    });
 }
 
 async fn nothing_is_seen_before_it_is_durable(store: Store) {

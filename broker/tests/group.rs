@@ -12,7 +12,8 @@ use common::checker::{Checker, number_of, numbered};
 use common::store::Store;
 use common::{assert_nothing, bodies, manual_clock, next, soon, take, text};
 use cuemq::{
-    Broker, Consumer, ErrorKind, Message, QueueKey, QueueOffset, Received, SeekTo, StartAt, Timestamp, TopicSpec,
+    AssignmentStrategy, Broker, Consumer, ErrorKind, Message, QueueKey, QueueOffset, Received, SeekTo, StartAt,
+    Timestamp, TopicSpec,
 };
 
 on_every_engine!(
@@ -28,6 +29,7 @@ on_every_engine!(
     pulling_by_offset,
     pulling_with_auto_commit,
     a_deleted_topic_leaves_its_members,
+    a_group_shares_as_it_is_told,
 );
 
 async fn send(broker: &Broker, topic: &str, numbers: std::ops::Range<u64>) {
@@ -408,5 +410,23 @@ async fn a_deleted_topic_leaves_its_members(store: Store) {
     let broker = store.reopen(broker).await;
     assert_eq!(broker.topics(), ["orders", "others"]);
     assert_eq!(broker.describe_topic("orders").unwrap().queues[0].min.get(), 5);
+    broker.shutdown().await.unwrap();
+}
+
+async fn a_group_shares_as_it_is_told(store: Store) {
+    let broker = store.open().await;
+    broker.create_topic(TopicSpec::new("orders").queues(4)).await.unwrap();
+    let ids = |shares: Vec<(String, BTreeSet<QueueKey>)>| -> Vec<Vec<u32>> {
+        shares.into_iter().map(|(_, share)| share.iter().map(|key| key.queue.get()).collect()).collect()
+    };
+    let (a, b) = (join(&broker, "group", "a").await, join(&broker, "group", "b").await);
+    assert_eq!(ids(shares(&broker).await), [[0, 1], [2, 3]], "neighbours stay together");
+    let circle = broker.consumer("group").subscribe("orders").member("c").assignment(AssignmentStrategy::Circle);
+    let c = circle.build().await.unwrap();
+    assert_eq!(ids(shares(&broker).await), [vec![0, 3], vec![1], vec![2]], "dealt out one by one");
+    drop((a, b, c));
+    let broker = store.reopen(broker).await;
+    let _members = (join(&broker, "group", "a").await, join(&broker, "group", "b").await);
+    assert_eq!(ids(shares(&broker).await), [[0, 2], [1, 3]], "a group keeps how it shares");
     broker.shutdown().await.unwrap();
 }

@@ -7,11 +7,12 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
-use common::store::Store;
+use common::store::{Kind, Store};
 use common::{next, soon};
-use cuemq::{Broker, Flush, Message, QueueKey, Received, TopicSpec, WorkerHandle};
+use cuemq::{Broker, ErrorKind, Flush, Message, QueueKey, Received, TopicSpec, WorkerHandle};
 use tokio::sync::watch;
 
 on_every_engine!(
@@ -19,6 +20,31 @@ on_every_engine!(
     a_member_that_is_dropped_costs_repetitions_only,
     enqueued_messages_keep_the_order_of_their_calls,
 );
+
+/// As the others, but the handlers run on the program's own threads.
+#[test]
+fn keys_keep_their_order_on_the_programs_own_threads() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_time().build().unwrap();
+    let test = async {
+        let broker = open(&Store::new(Kind::Memory)).await;
+        let (witness, mut completed) = Witness::new();
+        let mut running = Vec::new();
+        for _ in 0..3 {
+            let consumer = broker.consumer("group").subscribe("orders").ordered(true).build().await.unwrap();
+            running.push(tokio::spawn(consumer.run(4, handler(&witness))));
+        }
+        produce(&broker).await;
+        soon("the last completion", completed.wait_for(|count| *count == KEYS * PER_KEY)).await.unwrap();
+        broker.shutdown().await.unwrap();
+        for run in running {
+            let ended = soon("the end of the consumer", run).await.unwrap().unwrap_err();
+            assert_eq!(ended.kind(), ErrorKind::Closed, "{ended}");
+        }
+        witness.finished();
+        assert_eq!(witness.seen.lock().unwrap().repetitions, 0);
+    };
+    runtime.block_on(test);
+}
 
 const KEYS: u64 = 24;
 const PER_KEY: u64 = 20;
@@ -98,18 +124,24 @@ async fn produce(broker: &Broker) {
 
 async fn join(broker: &Broker, witness: &Arc<Witness>) -> WorkerHandle {
     let consumer = broker.consumer("group").subscribe("orders").ordered(true).build().await.unwrap();
+    consumer.spawn(4, handler(witness))
+}
+
+type Handled = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+fn handler(witness: &Arc<Witness>) -> impl Fn(Received) -> Handled + Send + Sync + 'static {
     let witness = Arc::clone(witness);
-    consumer.spawn(4, move |received| {
+    move |received| {
         let witness = Arc::clone(&witness);
-        async move {
+        Box::pin(async move {
             witness.begins(&received);
             for _ in 0..received.offset().get() % 4 {
                 tokio::task::yield_now().await;
             }
             witness.completes(&received);
-            Ok::<(), String>(())
-        }
-    })
+            Ok(())
+        })
+    }
 }
 
 async fn open(store: &Store) -> Broker {

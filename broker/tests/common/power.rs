@@ -1,16 +1,29 @@
-//! An engine in memory that claims to be durable: its store can be crashed, which loses what was not synced.
+//! An engine in memory that claims to be durable: its store can be crashed, which loses what was not synced. It can
+//! also be told to panic.
 
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use cuemq::storage_api::batch::{Applied, WriteBatch};
 use cuemq::storage_api::engine::{Capabilities, Fetch, FetchRequest, KeyQuery, Maintenance, Row};
+use cuemq::storage_api::fault::Operation;
 use cuemq::storage_api::{LocatedRecord, LogPosition, Mark, Result, Table};
 use cuemq::{Engine, MemoryEngine, QueueKey, QueueOffset, Timestamp};
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct PowerEngine(pub(crate) MemoryEngine);
+pub(crate) struct PowerEngine(pub(crate) MemoryEngine, pub(crate) PanicAt);
+
+/// The operation that panics, if any.
+pub(crate) type PanicAt = Arc<Mutex<Option<Operation>>>;
+
+impl PowerEngine {
+    fn may_panic(&self, operation: Operation) {
+        let at = *self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        assert_ne!(at, Some(operation), "the engine panics, on purpose");
+    }
+}
 
 impl Engine for PowerEngine {
     fn capabilities(&self) -> Capabilities {
@@ -18,10 +31,12 @@ impl Engine for PowerEngine {
     }
 
     fn apply(&self, batch: WriteBatch) -> Result<Applied> {
+        self.may_panic(Operation::Apply);
         self.0.apply(batch)
     }
 
     fn sync(&self) -> Result<Mark> {
+        self.may_panic(Operation::Sync);
         self.0.sync()
     }
 

@@ -11,7 +11,7 @@ use cuemq_storage_lsm::{LsmEngine, LsmSettings};
 use cuemq_storage_mmap::{MmapEngine, MmapSettings};
 use tempfile::TempDir;
 
-use super::power::PowerEngine;
+use super::power::{PanicAt, PowerEngine};
 
 /// Which engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,13 +28,14 @@ pub(crate) struct Store {
     pub(crate) kind: Kind,
     pub(crate) faults: Faults,
     memory: MemoryStore,
+    panic_at: PanicAt,
     directory: Mutex<TempDir>,
 }
 
 impl Store {
     pub(crate) fn new(kind: Kind) -> Self {
         let directory = Mutex::new(tempfile::tempdir().unwrap());
-        Self { kind, faults: Faults::new(), memory: MemoryStore::new(), directory }
+        Self { kind, faults: Faults::new(), memory: MemoryStore::new(), panic_at: PanicAt::default(), directory }
     }
 
     /// What a broker over an opened engine is made with.
@@ -43,10 +44,17 @@ impl Store {
         let path = directory.path();
         match self.kind {
             Kind::Memory => self.broker_over(MemoryEngine::open(&self.memory).unwrap()),
-            Kind::Power => self.broker_over(PowerEngine(MemoryEngine::open(&self.memory).unwrap())),
+            Kind::Power => {
+                self.broker_over(PowerEngine(MemoryEngine::open(&self.memory).unwrap(), self.panic_at.clone()))
+            }
             Kind::Mmap => self.broker_over(MmapEngine::open(path, mmap_settings()).unwrap()),
             Kind::Lsm => self.broker_over(LsmEngine::open(path, &lsm_settings()).unwrap()),
         }
+    }
+
+    /// Has the engine panic at an operation; for [`Kind::Power`].
+    pub(crate) fn panic_at(&self, operation: Option<Operation>) {
+        *self.panic_at.lock().unwrap_or_else(PoisonError::into_inner) = operation;
     }
 
     /// Opens another engine over the same store, which is refused while a broker has it.
