@@ -49,6 +49,7 @@ pub struct WriteBatch {
     operations: Vec<WriteOperation>,
     count: usize,
     bytes: usize,
+    expects_sync: bool,
 }
 
 impl WriteBatch {
@@ -56,7 +57,7 @@ impl WriteBatch {
     /// with an earlier time than its predecessor gets the predecessor's.
     #[must_use]
     pub fn new(now: Timestamp) -> Self {
-        Self { stored_at: now, operations: Vec::new(), count: 0, bytes: 0 }
+        Self { stored_at: now, operations: Vec::new(), count: 0, bytes: 0, expects_sync: false }
     }
 
     /// Adds a record to the end of a queue. Records for one queue that follow each other share one operation.
@@ -114,7 +115,21 @@ impl WriteBatch {
         self.count += other.count;
         self.bytes += other.bytes;
         self.operations.extend(other.operations);
+        self.expects_sync |= other.expects_sync;
         self
+    }
+
+    /// Says that somebody waits for the sync after this batch: advice for speed, which changes no outcome. An engine
+    /// may choose a way of writing that makes the next sync short over one that makes the write short.
+    pub fn expect_sync(&mut self) -> &mut Self {
+        self.expects_sync = true;
+        self
+    }
+
+    /// Whether a sync is expected right after this batch; see [`expect_sync`](Self::expect_sync).
+    #[must_use]
+    pub fn expects_sync(&self) -> bool {
+        self.expects_sync
     }
 
     /// When the batch is stored, by the broker's clock.

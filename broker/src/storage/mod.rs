@@ -77,7 +77,10 @@ impl StorageHandle {
     }
 
     /// Writes a batch and calls `done` exactly once: on this thread, the lane's or the sync thread.
-    pub(crate) fn write(&self, batch: WriteBatch, flush: Flush, done: impl FnOnce(WriteResult) + Send + 'static) {
+    pub(crate) fn write(&self, mut batch: WriteBatch, flush: Flush, done: impl FnOnce(WriteResult) + Send + 'static) {
+        if flush == Flush::Durable {
+            batch.expect_sync();
+        }
         let job = WriteJob { batch, flush, done: Box::new(done) };
         if let BrokerState::Failed(cause) = self.inner.state.get() {
             job.refuse(&unavailable(&cause));
