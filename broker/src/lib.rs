@@ -29,6 +29,7 @@
 pub mod limits;
 
 mod actors;
+mod admission;
 mod broker;
 mod builder;
 mod clock;

@@ -1,13 +1,17 @@
 //! The way to a queue actor: starts it, hands it requests, answers them if it is given up.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use actix::Addr;
-use cuemq_storage_api::QueueKey;
+use cuemq_storage_api::{QueueKey, Record};
 
-use super::{AppendRequest, KIND, QueueActor};
+use super::burst::Burst;
+use super::{KIND, QueueActor, Ticket};
 use crate::actors::mailbox::Inbox;
 use crate::actors::supervisor::Identity;
+use crate::admission::Taken;
+use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::settings::Flush;
 use crate::shared::Shared;
@@ -18,7 +22,7 @@ use crate::storage::QueueTail;
 pub(crate) struct QueueHandle {
     key: QueueKey,
     tail: Arc<QueueTail>,
-    inbox: Arc<Inbox<AppendRequest>>,
+    inbox: Arc<Inbox<Burst>>,
     address: Addr<QueueActor>,
 }
 
@@ -54,16 +58,33 @@ impl QueueHandle {
         &self.tail
     }
 
-    /// Hands a request over. From here on it lands, whether or not anybody waits for the answer.
-    pub(crate) fn append(&self, request: AppendRequest) {
-        if let Err(request) = self.inbox.push(request, &self.address) {
-            request.refuse(gone("its queue is closed"));
+    /// Hands a message over: it joins those that wait. From here on it lands, whether or not anybody waits for it.
+    pub(crate) fn send(&self, record: Record, clock: &Clock, taken: Taken<'_>) -> Ticket {
+        let add = |waiting: &mut VecDeque<Burst>| match waiting.back_mut() {
+            Some(burst) if burst.has_room(&record) => burst.join(record, taken),
+            _ => {
+                let burst = Burst::single(record, clock.now(), taken.keep());
+                let ticket = burst.last_ticket();
+                waiting.push_back(burst);
+                ticket
+            }
+        };
+        self.inbox.add(&self.address, add).unwrap_or_else(|_| Ticket::refused(gone("its queue is closed")))
+    }
+
+    /// Hands a batch over, which is stored as one. From here on it lands, whether or not anybody waits for it.
+    pub(crate) fn send_batch(&self, records: Vec<Record>, bytes: usize, taken: Taken<'_>) -> Ticket {
+        let burst = Burst::batch(records, bytes, taken.keep());
+        let ticket = burst.last_ticket();
+        if let Err(burst) = self.inbox.push(burst, &self.address) {
+            burst.refuse(gone("its queue is closed"));
         }
+        ticket
     }
 
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.inbox.len()
+        self.inbox.sum(Burst::requests)
     }
 
     /// Refuses what waits and whatever comes: the topic is deleted.
@@ -77,9 +98,9 @@ impl QueueHandle {
     }
 }
 
-fn refuse_all(inbox: &Inbox<AppendRequest>, why: &str) {
-    for request in inbox.close() {
-        request.refuse(gone(why));
+fn refuse_all(inbox: &Inbox<Burst>, why: &str) {
+    for burst in inbox.close() {
+        burst.refuse(gone(why));
     }
 }
 
