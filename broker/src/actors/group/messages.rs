@@ -75,6 +75,24 @@ impl GroupRequest {
 }
 
 impl GroupRequest {
+    /// Takes more acknowledgements into this one, if it is one of the same holder that nobody waits for and what is
+    /// added follows what it has.
+    pub(super) fn join_acknowledgement(
+        &mut self,
+        by: &MemberId,
+        of: &QueueKey,
+        under: Lease,
+        more: &[Range<QueueOffset>],
+    ) -> bool {
+        let Self::Acknowledge { member, queue, lease, ranges, reply: None } = self else { return false };
+        let ([next], Some(last)) = (more, ranges.last_mut()) else { return false };
+        let follows = last.end == next.start && *lease == under && member == by && queue == of;
+        if follows {
+            last.end = next.end;
+        }
+        follows
+    }
+
     /// Tells whoever waits for the settling of a message that nothing was done.
     pub(super) fn refuse(self, error: Error) {
         let reply = match self {
