@@ -132,7 +132,7 @@ impl Producer {
         let free = self.selector.is_none() && messages.iter().all(|m| m.sharding_key_ref().is_none());
         let mut ticket = if free {
             let records = self.batch_records(messages)?;
-            self.topic.choose(None).send_batch(records, bytes, taken)
+            self.topic.choose(None).send_batch(shared, records, bytes, taken)
         } else {
             let chosen: Vec<&QueueHandle> = messages.iter().map(|m| self.queue_of(m)).collect::<Result<_>>()?;
             let records = self.batch_records(messages)?;
@@ -140,7 +140,7 @@ impl Producer {
                 return self.send_across(&chosen, records, taken).await;
             }
             // One queue: its own actor keeps the order with the sends before and after.
-            chosen[0].send_batch(records, bytes, taken)
+            chosen[0].send_batch(shared, records, bytes, taken)
         };
         poll_fn(|cx| ticket.poll_receipts(cx)).await
     }
@@ -166,7 +166,7 @@ impl Producer {
     ) -> Result<Vec<Receipt>> {
         let records = queues.iter().map(|queue| queue.key().clone()).zip(records).collect();
         let (reply, receipts) = oneshot::channel();
-        self.topic.append_across(SpanRequest { records, reply, permit: taken.keep() });
+        self.topic.append_across(self.keeper.shared(), SpanRequest { records, reply, permit: taken.keep() });
         receipts.await.unwrap_or_else(|_| Err(Error::lost("the batch")))
     }
 
@@ -223,7 +223,7 @@ impl Producer {
         let queue = chosen.unwrap_or_else(|| self.topic.choose(message.sharding_key_ref()));
         // The queue sets when it was born: one look at the clock for all that wait.
         let record = message.into_record(attributes, Timestamp::MIN);
-        PendingReceipt(Pending::Stored(queue.send(record, clock, taken)))
+        PendingReceipt(Pending::Stored(queue.send(self.keeper.shared(), record, taken)))
     }
 
     fn due(&self, delay: Delay, now: Timestamp) -> Timestamp {

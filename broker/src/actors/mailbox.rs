@@ -45,20 +45,17 @@ impl<T> Inbox<T> {
     {
         let mut request = Some(request);
         let put = |waiting: &mut VecDeque<T>| waiting.extend(request.take());
-        match self.add(actor, put) {
+        match self.add(put, || post(actor, Drain)) {
             Ok(()) => Ok(()),
             Err(Closed) => Err(request.take().expect("a closed inbox takes nothing")),
         }
     }
 
-    /// Has `put` add to what waits, and wakes the actor if it sleeps.
+    /// Has `put` add to what waits, and calls `wake` if the actor sleeps: it has to send it a [`Drain`].
     ///
     /// # Errors
-    /// When the actor is gone; then `put` was not called.
-    pub(crate) fn add<A, R>(&self, actor: &Addr<A>, put: impl FnOnce(&mut VecDeque<T>) -> R) -> Result<R, Closed>
-    where
-        A: Actor<Context = Context<A>> + Handler<Drain>,
-    {
+    /// When the actor is gone; then neither was called.
+    pub(crate) fn add<R>(&self, put: impl FnOnce(&mut VecDeque<T>) -> R, wake: impl FnOnce()) -> Result<R, Closed> {
         let mut state = self.lock();
         if state.closed {
             return Err(Closed);
@@ -67,7 +64,7 @@ impl<T> Inbox<T> {
         let asleep = !std::mem::replace(&mut state.awake, true);
         drop(state);
         if asleep {
-            post(actor, Drain);
+            wake();
         }
         Ok(put)
     }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::messages::Answer;
 use super::{GroupActor, GroupRequest, KIND, Start};
-use crate::actors::mailbox::Inbox;
+use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::supervisor::Identity;
 use crate::consumer::session::Session;
 use crate::domain::member::MemberId;
@@ -94,7 +94,7 @@ impl GroupHandle {
                 waiting.push_back(GroupRequest::Acknowledge { member, queue, lease, ranges, reply });
             }
         };
-        if self.inbox.add(&self.address, put).is_err() {
+        if self.inbox.add(put, || post(&self.address, Drain)).is_err() {
             tracing::debug!(group = %self.name, "an acknowledgement came after the group had ended");
             super::answer(reply.take().flatten(), Err(self.ended()));
         }

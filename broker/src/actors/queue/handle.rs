@@ -1,53 +1,60 @@
-//! The way to a queue actor: starts it, hands it requests, answers them if it is given up.
+//! The way to a queue actor: starts it when it is first needed, hands it requests, answers them if it is given up.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use actix::Addr;
 use cuemq_storage_api::{QueueKey, Record};
 
 use super::burst::Burst;
 use super::{KIND, QueueActor, Ticket};
-use crate::actors::mailbox::Inbox;
+use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::supervisor::Identity;
 use crate::admission::Taken;
-use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::settings::Flush;
 use crate::shared::Shared;
 use crate::storage::QueueTail;
 
-/// Cheap to clone.
-#[derive(Clone, Debug)]
+/// Held by the topic's handle.
+#[derive(Debug)]
 pub(crate) struct QueueHandle {
     key: QueueKey,
+    flush: Flush,
     tail: Arc<QueueTail>,
     inbox: Arc<Inbox<Burst>>,
-    address: Addr<QueueActor>,
+    /// There once somebody has sent: an idle queue costs no actor.
+    address: OnceLock<Addr<QueueActor>>,
 }
 
 impl QueueHandle {
-    /// Starts the queue's actor.
-    pub(crate) fn start(
-        shared: &Arc<Shared>,
+    /// The way to a queue. Its actor starts with the first message.
+    pub(crate) fn new(
+        shared: &Shared,
         key: QueueKey,
         flush: Flush,
     ) -> Result<Self, cuemq_storage_api::StorageError> {
         let tail = shared.storage.tail(&key)?;
-        let inbox = Inbox::new();
-        let identity = Identity::new(KIND, &key);
+        Ok(Self { key, flush, tail, inbox: Inbox::new(), address: OnceLock::new() })
+    }
+
+    fn start(&self, shared: &Arc<Shared>) -> Addr<QueueActor> {
+        let identity = Identity::new(KIND, &self.key);
         let actor = QueueActor {
             shared: Arc::clone(shared),
-            key: key.clone(),
+            key: self.key.clone(),
             name: Arc::clone(&identity.name),
-            flush,
-            inbox: Arc::clone(&inbox),
+            flush: self.flush,
+            inbox: Arc::clone(&self.inbox),
             admitted: Vec::new(),
         };
-        let abandoned = Arc::clone(&inbox);
+        let abandoned = Arc::clone(&self.inbox);
         let orphaned = move || refuse_all(&abandoned, "its queue has failed");
-        let address = shared.supervision.start(shared.arbiters.carrier(), identity, move || actor, orphaned);
-        Ok(Self { key, tail, inbox, address })
+        shared.supervision.start(shared.arbiters.carrier(), identity, move || actor, orphaned)
+    }
+
+    fn wake(&self, shared: &Arc<Shared>) {
+        post(self.address.get_or_init(|| self.start(shared)), Drain);
     }
 
     pub(crate) fn key(&self) -> &QueueKey {
@@ -59,27 +66,32 @@ impl QueueHandle {
     }
 
     /// Hands a message over: it joins those that wait. From here on it lands, whether or not anybody waits for it.
-    pub(crate) fn send(&self, record: Record, clock: &Clock, taken: Taken<'_>) -> Ticket {
+    pub(crate) fn send(&self, shared: &Arc<Shared>, record: Record, taken: Taken<'_>) -> Ticket {
         let add = |waiting: &mut VecDeque<Burst>| match waiting.back_mut() {
             Some(burst) if burst.has_room(&record) => burst.join(record, taken),
             _ => {
-                let burst = Burst::single(record, clock.now(), taken.keep());
+                let burst = Burst::single(record, shared.clock.now(), taken.keep());
                 let ticket = burst.last_ticket();
                 waiting.push_back(burst);
                 ticket
             }
         };
-        self.inbox.add(&self.address, add).unwrap_or_else(|_| Ticket::refused(gone("its queue is closed")))
+        let added = self.inbox.add(add, || self.wake(shared));
+        added.unwrap_or_else(|_| Ticket::refused(gone("its queue is closed")))
     }
 
     /// Hands a batch over, which is stored as one. From here on it lands, whether or not anybody waits for it.
-    pub(crate) fn send_batch(&self, records: Vec<Record>, bytes: usize, taken: Taken<'_>) -> Ticket {
+    pub(crate) fn send_batch(
+        &self,
+        shared: &Arc<Shared>,
+        records: Vec<Record>,
+        bytes: usize,
+        taken: Taken<'_>,
+    ) -> Ticket {
         let burst = Burst::batch(records, bytes, taken.keep());
         let ticket = burst.last_ticket();
-        if let Err(burst) = self.inbox.push(burst, &self.address) {
-            burst.refuse(gone("its queue is closed"));
-        }
-        ticket
+        let added = self.inbox.add(|waiting| waiting.push_back(burst), || self.wake(shared));
+        added.map_or_else(|_| Ticket::refused(gone("its queue is closed")), |()| ticket)
     }
 
     /// Requests that wait.
