@@ -5,6 +5,7 @@
 #[macro_use]
 mod common;
 
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use common::checker::{number_of, numbered};
@@ -19,6 +20,7 @@ on_every_engine!(
     a_filter_leaves_gaps_that_are_settled_too,
     in_order_messages_come_one_at_a_time,
     acknowledgements_one_by_one_arrive_together,
+    a_long_stream_of_acknowledgements_is_kept,
     a_stale_batch_is_refused,
 );
 
@@ -140,6 +142,38 @@ async fn acknowledgements_one_by_one_arrive_together(store: Store) {
         delivery.ack().await.unwrap();
     }
     assert_eq!(lag(&broker).await, 0);
+    broker.shutdown().await.unwrap();
+}
+
+/// More than the window of what may be acknowledged at once joins while the group's actor is held up.
+async fn a_long_stream_of_acknowledgements_is_kept(store: Store) {
+    let (release, held) = mpsc::channel::<()>();
+    let held = Mutex::new(Some(held));
+    let probe = move |point: cuemq::ProbePoint<'_>| {
+        if point.message == "Acknowledge"
+            && let Some(held) = held.lock().unwrap().take()
+        {
+            // The sender goes away when it is time.
+            held.recv().unwrap_err();
+        }
+    };
+    let broker = store.builder().clock(manual_clock().clock()).probe(probe).open().await.unwrap();
+    broker.create_topic(TopicSpec::new("orders").queues(1)).await.unwrap();
+    let mut consumer = broker.consumer("group").subscribe("orders").build().await.unwrap();
+    send(&broker, 0..12_000).await;
+    let (mut seen, mut release) = (0, Some(release));
+    while seen < 12_000 {
+        let batch = next(&mut consumer, 1000).await;
+        assert_eq!(number_of(&batch[0]), seen);
+        seen += batch.len() as u64;
+        if seen == 12_000 {
+            drop(release.take());
+            soon("the last acknowledgement", batch.ack()).await.unwrap();
+        } else {
+            batch.ack_soon();
+        }
+    }
+    assert_eq!(lag(&broker).await, 0, "all of them were kept");
     broker.shutdown().await.unwrap();
 }
 

@@ -12,6 +12,7 @@ use crate::consumer::session::Session;
 use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
+use crate::domain::progress::MAX_ACK_WINDOW;
 use crate::domain::retry::RetryPolicy;
 use crate::error::{Error, Result};
 use crate::message::MessageId;
@@ -86,7 +87,10 @@ impl GroupRequest {
     ) -> bool {
         let Self::Acknowledge { member, queue, lease, ranges, reply: None } = self else { return false };
         let ([next], Some(last)) = (more, ranges.last_mut()) else { return false };
-        let follows = last.end == next.start && *lease == under && member == by && queue == of;
+        // No longer than the window, beyond which nothing can be acknowledged at once.
+        let follows = last.end == next.start
+            && next.end.get() - last.start.get() <= MAX_ACK_WINDOW
+            && (*lease, &*member, &*queue) == (under, by, of);
         if follows {
             last.end = next.end;
         }
