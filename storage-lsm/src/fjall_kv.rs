@@ -37,7 +37,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -68,7 +68,7 @@ const FLUSH_LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// An open fjall database with one keyspace per space. Dropping it syncs, stops its threads and releases its lock.
 pub(crate) struct FjallKv {
-    spaces: [Keyspace; SPACES],
+    spaces: Arc<[Keyspace; SPACES]>,
     database: Database,
     journals: Journals,
     /// Bytes of rows in the journals, those of earlier sessions included.
@@ -103,7 +103,7 @@ impl FjallKv {
             .open()?;
         let open = |space: Space| database.keyspace(space.name(), || options(space, settings));
         let [log, cq, key, meta] = Space::ALL;
-        let spaces = [open(log)?, open(cq)?, open(key)?, open(meta)?];
+        let spaces = Arc::new([open(log)?, open(cq)?, open(key)?, open(meta)?]);
         // Opening has cut them to what is in use.
         let journaled = AtomicU64::new(journals.bytes(&earlier));
         Ok(Self { spaces, database, journals, journaled })
@@ -111,7 +111,7 @@ impl FjallKv {
 
     /// Turns what is in memory into tables; says whether all of it is there now.
     fn flush(&self) -> fjall::Result<bool> {
-        for space in &self.spaces {
+        for space in self.spaces.iter() {
             space.rotate_memtable()?;
         }
         let in_tables = || {
@@ -211,7 +211,7 @@ impl OrderedKv for FjallKv {
 
     fn batch(&self, changes: usize) -> FjallBatch {
         let batch = OwnedWriteBatch::with_capacity(self.database.clone(), changes);
-        FjallBatch { spaces: self.spaces.clone(), batch: batch.durability(Some(PersistMode::Buffer)), bytes: 0 }
+        FjallBatch { spaces: Arc::clone(&self.spaces), batch: batch.durability(Some(PersistMode::Buffer)), bytes: 0 }
     }
 
     fn commit(&self, batch: FjallBatch) -> KvResult<()> {
@@ -250,7 +250,7 @@ impl OrderedKv for FjallKv {
 
 /// A fjall batch that is in the operating system's hands when it has been committed.
 pub(crate) struct FjallBatch {
-    spaces: [Keyspace; SPACES],
+    spaces: Arc<[Keyspace; SPACES]>,
     batch: OwnedWriteBatch,
     bytes: u64,
 }

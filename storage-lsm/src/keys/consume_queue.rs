@@ -1,14 +1,16 @@
 //! One small row per record, by queue and offset: the space `cq`.
 
-use bytes::{BufMut, Bytes, BytesMut};
 use cuemq_storage_api::Timestamp;
 
 use super::checksum::{self, CHECKSUM_BYTES, take};
 
-const KEY_BYTES: usize = 12;
+/// Bytes of a key.
+pub(crate) const KEY_BYTES: usize = 12;
 const HAS_KEYS: u8 = 1;
+/// Where what the checksum covers begins in key and value together.
+const REST: usize = KEY_BYTES + CHECKSUM_BYTES;
 /// Bytes that key and value take.
-pub(crate) const ROW_BYTES: usize = KEY_BYTES + CHECKSUM_BYTES + 8 + 4 + 8 + 8 + 1;
+pub(crate) const ROW_BYTES: usize = REST + 8 + 4 + 8 + 8 + 1;
 
 /// The key of an offset.
 pub(crate) fn key(queue: u32, offset: u64) -> [u8; KEY_BYTES] {
@@ -39,18 +41,18 @@ pub(crate) struct QueueRow {
 }
 
 impl QueueRow {
-    /// Encodes key and value at the end of an empty buffer and takes both out.
-    pub(crate) fn encode(&self, buffer: &mut BytesMut, queue: u32, offset: u64) -> (Bytes, Bytes) {
-        buffer.put_slice(&key(queue, offset));
-        let key = buffer.split().freeze();
-        checksum::begin(buffer);
-        buffer.put_u64_le(self.position);
-        buffer.put_u32_le(self.payload_bytes);
-        buffer.put_i64_le(self.tag_hash);
-        buffer.put_i64_le(self.stored_at.as_millis());
-        buffer.put_u8(if self.has_keys { HAS_KEYS } else { 0 });
-        let value = checksum::seal(&key, buffer);
-        (key, value)
+    /// Encodes the key and, behind it, the value.
+    pub(crate) fn encode(&self, queue: u32, offset: u64) -> [u8; ROW_BYTES] {
+        let mut row = [0; ROW_BYTES];
+        row[..KEY_BYTES].copy_from_slice(&key(queue, offset));
+        row[REST..REST + 8].copy_from_slice(&self.position.to_le_bytes());
+        row[REST + 8..REST + 12].copy_from_slice(&self.payload_bytes.to_le_bytes());
+        row[REST + 12..REST + 20].copy_from_slice(&self.tag_hash.to_le_bytes());
+        row[REST + 20..REST + 28].copy_from_slice(&self.stored_at.as_millis().to_le_bytes());
+        row[REST + 28] = if self.has_keys { HAS_KEYS } else { 0 };
+        let checksum = checksum::checksum_of(&row[..KEY_BYTES], &row[REST..]);
+        row[KEY_BYTES..REST].copy_from_slice(&checksum.to_le_bytes());
+        row
     }
 
     /// Checks and decodes a row.
@@ -78,10 +80,10 @@ mod tests {
             stored_at: Timestamp::from_millis(3),
             has_keys: true,
         };
-        let (key, value) = row.encode(&mut BytesMut::new(), 7, 300);
-        assert_eq!(key.len() + value.len(), ROW_BYTES);
-        assert_eq!(QueueRow::decode(&key, &value), Some(row));
-        assert_eq!((queue(&key), offset(&key)), (Some(7), Some(300)));
+        let encoded = row.encode(7, 300);
+        let (key, value) = encoded.split_at(KEY_BYTES);
+        assert_eq!(QueueRow::decode(key, value), Some(row));
+        assert_eq!((queue(key), offset(key)), (Some(7), Some(300)));
         assert!(super::key(7, 300) < super::key(7, 65_536) && super::key(7, 65_536) < super::key(256, 0));
     }
 }

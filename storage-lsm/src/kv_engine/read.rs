@@ -93,7 +93,7 @@ impl<K: OrderedKv> KvEngine<K> {
         let store = self.store("record_at")?;
         let key = log::key(position.get());
         let value = store.view().get(Space::Log, &key).map_err(|error| read_failed("record_at", error))?;
-        Ok(value.and_then(|value| log::decode(&key, &value)).and_then(|row| self.locate(row)))
+        Ok(value.and_then(|value| log::decode(&key, value)).and_then(|row| self.locate(row)))
     }
 
     /// Names the queue of a record; `None` when it was trimmed or is not published yet.
@@ -132,7 +132,7 @@ impl<K: OrderedKv> KvEngine<K> {
             let key = log::key(position);
             // A row outlives its record only when that was too damaged to tell its keys as it was deleted.
             let Some(value) = view.get(Space::Log, &key).map_err(failed)? else { continue };
-            let row = log::decode(&key, &value).ok_or_else(|| damaged_record("find", position))?;
+            let row = log::decode(&key, value).ok_or_else(|| damaged_record("find", position))?;
             let Some(located) = self.locate(row) else { continue };
             let carries = located.stored.record.attributes.keys().any(|key| key == query.key);
             if carries && located.queue.topic == *query.topic {
@@ -243,7 +243,7 @@ fn read_run(
         let [(offset, row)] = run else { return Ok(()) };
         let key = log::key(row.position);
         let value = view.get(Space::Log, &key).map_err(failed)?.ok_or_else(|| missing(row))?;
-        records.push(checked(number, *offset, row, log::decode(&key, &value))?);
+        records.push(checked(number, *offset, row, log::decode(&key, value))?);
         return Ok(());
     };
     let mut wanted = run.iter();
@@ -258,7 +258,7 @@ fn read_run(
         if key[..] != log::key(queue_row.position)[..] {
             return Err(missing(queue_row));
         }
-        records.push(checked(number, *offset, queue_row, log::decode(&key, &value))?);
+        records.push(checked(number, *offset, queue_row, log::decode(&key, value))?);
         next = wanted.next();
     }
     next.map_or(Ok(()), |(_, row)| Err(missing(row)))

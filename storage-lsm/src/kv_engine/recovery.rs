@@ -46,7 +46,7 @@ fn failed(error: crate::kv::KvError) -> StorageError {
 
 fn recover(view: &impl KvView) -> Result<(State, Registry)> {
     let last = match view.last(Space::Log, &[], None).map_err(failed)? {
-        Some((key, value)) => Some(log::decode(&key, &value).ok_or_else(|| damaged("the last record", &key))?),
+        Some((key, value)) => Some(log::decode(&key, value).ok_or_else(|| damaged("the last record", &key))?),
         None => None,
     };
     let last_position = last.as_ref().map(|last| last.stored.position.get());

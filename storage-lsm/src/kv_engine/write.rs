@@ -1,5 +1,6 @@
 //! Writing: apply, sync, and the room that is kept free for those who must go on.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError, RwLockWriteGuard};
 
@@ -30,7 +31,7 @@ impl<K: OrderedKv> KvEngine<K> {
         self.check_room(&mut writer.room, &batch, size)?;
         let changes = store.batch(size.rows());
         let Drafted { changes, state, touched, applied } =
-            Draft::encode(&self.registry(), writer.state, changes, batch, size)?;
+            Draft::encode(&self.registry(), writer.state, changes, &batch, size)?;
         let in_flight = size.is_mixed().then(|| self.progress.begin());
         store.commit(changes).map_err(|error| self.poison("apply", error))?;
         self.publish(state, touched);
@@ -54,7 +55,7 @@ impl<K: OrderedKv> KvEngine<K> {
         self.registry.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, state: State, touched: Vec<(u32, Touched)>) {
+    fn publish(&self, state: State, touched: BTreeMap<u32, Touched>) {
         let mut registry = self.registry_mut();
         for (number, Touched { key, min, end, .. }) in touched {
             match registry.queue_mut(number) {
