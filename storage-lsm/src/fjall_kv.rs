@@ -207,7 +207,7 @@ fn use_error(error: impl Into<fjall::Error>) -> KvError {
 
 impl OrderedKv for FjallKv {
     type Batch = FjallBatch;
-    type View<'a> = FjallView<'a>;
+    type View = FjallView;
 
     fn batch(&self, changes: usize) -> FjallBatch {
         let batch = OwnedWriteBatch::with_capacity(self.database.clone(), changes);
@@ -219,8 +219,8 @@ impl OrderedKv for FjallKv {
         batch.batch.commit().map_err(use_error)
     }
 
-    fn view(&self) -> FjallView<'_> {
-        FjallView { spaces: &self.spaces, snapshot: self.database.snapshot() }
+    fn view(&self) -> FjallView {
+        FjallView { spaces: Arc::clone(&self.spaces), snapshot: self.database.snapshot() }
     }
 
     fn sync(&self) -> KvResult<()> {
@@ -268,12 +268,13 @@ impl KvBatch for FjallBatch {
 }
 
 /// A fjall snapshot.
-pub(crate) struct FjallView<'a> {
-    spaces: &'a [Keyspace; SPACES],
+#[derive(Clone)]
+pub(crate) struct FjallView {
+    spaces: Arc<[Keyspace; SPACES]>,
     snapshot: Snapshot,
 }
 
-impl FjallView<'_> {
+impl FjallView {
     fn iterate(&self, space: Space, from: &[u8], to: Option<&[u8]>) -> fjall::Iter {
         let keyspace = &self.spaces[space.number()];
         match to {
@@ -284,7 +285,7 @@ impl FjallView<'_> {
     }
 }
 
-impl KvView for FjallView<'_> {
+impl KvView for FjallView {
     fn get(&self, space: Space, key: &[u8]) -> KvResult<Option<Bytes>> {
         let value = self.snapshot.get(&self.spaces[space.number()], key).map_err(use_error)?;
         Ok(value.map(Bytes::from))

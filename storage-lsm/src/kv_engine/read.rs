@@ -145,8 +145,7 @@ impl<K: OrderedKv> KvEngine<K> {
     pub(super) fn read_row(&self, table: &Table, row: &[u8]) -> Result<Option<Bytes>> {
         let store = self.store("get")?;
         let key = table::key(table, row);
-        let value = store.view().get(Space::Meta, &key).map_err(|error| read_failed("get", error))?;
-        self.progress.settle();
+        let value = self.table_view(&store).get(Space::Meta, &key).map_err(|error| read_failed("get", error))?;
         let Some(value) = value else { return Ok(None) };
         let value = table::decode(&key, &value).ok_or_else(|| damaged_row("get", table, row))?;
         Ok(Some(value))
@@ -159,7 +158,7 @@ impl<K: OrderedKv> KvEngine<K> {
         }
         let first = table::key(table, from);
         let end = to.map_or_else(|| table::end(table), |to| table::key(table, to));
-        let view = store.view();
+        let view = self.table_view(&store);
         let mut rows = Vec::new();
         for row in view.range(Space::Meta, &first, Some(&end)).take(limit.min(MAX_SCAN_ROWS)) {
             let (key, value) = row.map_err(|error| read_failed("scan", error))?;
@@ -167,7 +166,6 @@ impl<K: OrderedKv> KvEngine<K> {
             let value = table::decode(&key, &value).ok_or_else(|| damaged_row("scan", table, &row_key))?;
             rows.push((row_key, value));
         }
-        self.progress.settle();
         Ok(rows)
     }
 }
