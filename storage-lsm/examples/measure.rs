@@ -12,7 +12,6 @@
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a measurement reads the clock and prints")]
 
 use std::error::Error;
-use std::fs::DirEntry;
 use std::hint::black_box;
 use std::ops::Range;
 use std::path::Path;
@@ -139,9 +138,8 @@ fn compare(directory: &Path, rows: &Rows, batch: usize, pairs: usize) -> Outcome
 fn copy_folder(from: &Path, to: &Path) -> Outcome<()> {
     std::fs::create_dir(to)?;
     for entry in std::fs::read_dir(from)? {
-        let (from, to) =
-            (entry.as_ref().map(DirEntry::path), to.join(entry.as_ref().map_or("".into(), DirEntry::file_name)));
-        let from = from.map_err(|error| error.to_string())?;
+        let entry = entry?;
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
         if from.is_dir() {
             copy_folder(&from, &to)?;
         } else {
@@ -190,7 +188,7 @@ fn queue() -> Outcome<QueueKey> {
 
 fn batch_of(body: usize, first: usize, records: usize) -> Outcome<WriteBatch> {
     let now = Timestamp::from_millis(0);
-    let record = |number: usize| Record::new(vec![(number % 251) as u8; body], now);
+    let record = |number: usize| Record::new(vec![number.to_le_bytes()[0]; body], now);
     let mut batch = WriteBatch::new(now);
     batch.append_all(&queue()?, (first..first + records).map(record).collect());
     Ok(batch)
@@ -237,10 +235,10 @@ impl Bare {
     fn open(directory: &Path) -> Outcome<Self> {
         let settings = LsmSettings::default();
         let database = Database::builder(directory)
-            .cache_size(settings.cache_bytes)
-            .max_journaling_size(settings.journal_bytes)
-            .worker_threads(settings.worker_threads)
             .manual_journal_persist(true)
+            .worker_threads(settings.worker_threads)
+            .max_journaling_size(settings.journal_bytes)
+            .cache_size(settings.cache_bytes)
             .open()?;
         let options =
             |memtable| KeyspaceCreateOptions::default().manual_journal_persist(true).max_memtable_size(memtable);
