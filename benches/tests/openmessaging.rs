@@ -155,6 +155,17 @@ fn a_backlog_is_built_and_drained_and_then_the_test_goes_on() {
     assert!(outcome.seconds >= 1.0 && outcome.verified >= 5000, "{} in {} s", outcome.verified, outcome.seconds);
 }
 
+#[test]
+fn a_run_that_ends_in_its_warm_up_is_verified_and_measures_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let driver = open(EngineKind::Memory, Flush::Buffered, &folder);
+    let warmup = [("warmupDurationMinutes: 0", "warmupDurationMinutes: 1")];
+    let (outcome, listener) = conduct(&driver, &plan(&warmup), 1000);
+    let outcome = outcome.unwrap();
+    assert_eq!(listener.phases, [Phase::SetUp, Phase::WarmUp, Phase::Verify]);
+    assert!(outcome.interrupted && outcome.periods.is_empty() && outcome.verified >= 1000);
+}
+
 /// What a driver does wrong with its n-th message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Wrong {

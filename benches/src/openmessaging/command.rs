@@ -148,6 +148,10 @@ impl Arguments {
         let closed = driver.close().await;
         let outcome = outcome?;
         closed?;
+        if outcome.periods.is_empty() {
+            console.line("every message is verified; the run was ended before anything was measured");
+            return Ok(outcome);
+        }
         let text = serde_json::to_string_pretty(&outcome.to_json(self.conditions(plan, engine, &machine)))?;
         let path = self.output.join(format!("{}-{}.json", file_name(&outcome.workload.name), outcome.driver));
         std::fs::write(&path, text).map_err(|error| format!("{} cannot be written: {error}", path.display()))?;

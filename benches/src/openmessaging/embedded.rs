@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cuemq::{Broker, Consumer, Delivery, Flush, MemoryEngine, Message, Producer, TopicSpec};
+use cuemq::{Batch, Broker, Consumer, Flush, MemoryEngine, Message, Producer, TopicSpec};
 use cuemq_storage_lsm::{LsmEngine, LsmSettings};
 use cuemq_storage_mmap::{MmapEngine, MmapSettings};
 use futures_util::future::{BoxFuture, FutureExt};
@@ -129,24 +129,26 @@ async fn publish_singly(producer: Producer, messages: Vec<Message>) -> Published
 
 struct EmbeddedConsumer {
     /// Before the consumer: what is dropped unacknowledged is settled before the consumer leaves its group.
-    held: Vec<Delivery>,
+    held: Vec<Batch>,
     consumer: Consumer,
 }
 
 impl DriverConsumer for EmbeddedConsumer {
     fn receive<'a>(&'a mut self, into: &'a mut Vec<Incoming>) -> BoxFuture<'a, Result<()>> {
         async move {
-            let deliveries = self.consumer.next_batch(RECEIVE_MESSAGES).await?;
-            let incoming =
-                |delivery: &Delivery| Incoming { queue: delivery.queue().queue.get(), body: delivery.body().clone() };
-            into.extend(deliveries.iter().map(incoming));
-            self.held.extend(deliveries);
+            let batch = self.consumer.next_messages(RECEIVE_MESSAGES).await?;
+            into.extend(
+                batch
+                    .iter()
+                    .map(|received| Incoming { queue: received.queue().queue.get(), body: received.body().clone() }),
+            );
+            self.held.push(batch);
             Ok(())
         }
         .boxed()
     }
 
     fn acknowledge(&mut self) {
-        self.held.drain(..).for_each(Delivery::ack_soon);
+        self.held.drain(..).for_each(Batch::ack_soon);
     }
 }

@@ -226,6 +226,10 @@ impl<'a> Conductor<'a> {
             self.observer.phase(Phase::WarmUp, Some(workload.warmup_seconds));
             let started = self.control.now();
             self.look_until(started, |_, age| age >= workload.warmup_seconds as f64, None).await?;
+            if *self.stop.borrow() {
+                // Nothing was measured.
+                return Ok(());
+            }
         }
         let mut began = self.control.now();
         self.take_tallies();
