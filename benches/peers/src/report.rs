@@ -108,7 +108,8 @@ impl Report {
             machine,
             limits,
             checked: outcome.checked,
-            contenders: Contender::ALL.into_iter().map(participant).collect(),
+            // A broker is on the same terms with one in flight.
+            contenders: Contender::ALL.into_iter().filter(|c| *c != Contender::BrokerAlone).map(participant).collect(),
             rows: outcome.rates.iter().filter_map(|(cell, rates)| row(outcome, cell, rates)).collect(),
         }
     }

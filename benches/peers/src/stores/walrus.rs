@@ -16,6 +16,11 @@ const DIRECTORY_VARIABLE: &str = "WALRUS_DATA_DIR";
 const QUIET_VARIABLE: &str = "WALRUS_QUIET";
 /// Reads between two writes of a reader's position: nobody asks for one here.
 const CONSISTENCY: ReadConsistency = ReadConsistency::AtLeastOnce { persist_every: u32::MAX };
+/// A topic stays within its first block. In a topic of several, `batch_read_for_topic` skips messages: it plans the
+/// newest block behind a part of the one before. And `read_next` writes its position to the disk for each message of the
+/// newest block, whatever the consistency.
+const BLOCK_BYTES: u64 = 10 << 20;
+const HEADER_BYTES: u64 = 64;
 
 /// What has to be in a process's environment when it starts.
 pub(crate) fn environment(directory: &OsStr) -> [(&'static str, &OsStr); 2] {
@@ -54,7 +59,7 @@ impl Walruses {
             Flush::Buffered => &self.buffered,
             Flush::Durable => &self.durable,
         };
-        WalrusStore { log: Arc::clone(log), topic: format!("t{}", self.topics), flush }
+        WalrusStore { log: Arc::clone(log), topic: format!("t{}", self.topics), flush, room: BLOCK_BYTES }
     }
 }
 
@@ -62,6 +67,8 @@ pub(crate) struct WalrusStore {
     log: Arc<Walrus>,
     topic: String,
     flush: Flush,
+    /// Bytes left of the topic's block.
+    room: u64,
 }
 
 impl WalrusStore {
@@ -82,7 +89,11 @@ impl WalrusStore {
 
 impl Store for WalrusStore {
     fn append(&mut self, load: &Load<'_>) -> Result<Appended> {
-        load.run(|first| self.append_batch(load, first))
+        let message_bytes = HEADER_BYTES + load.bodies.body(0).len() as u64;
+        let room = (self.room / message_bytes).saturating_sub(load.batch as u64);
+        let done = Load { most: load.most.min(room), ..*load }.run(|first| self.append_batch(load, first))?;
+        self.room -= done.messages * message_bytes;
+        Ok(done)
     }
 
     fn fetch(&mut self, from: u64, _messages: usize) -> Result<Box<dyn Page>> {
