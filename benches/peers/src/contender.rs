@@ -115,11 +115,11 @@ impl Contender {
                 durable: "write, flush (which syncs only full pages of the index), and an fdatasync of the log's file by \
                           this benchmark, since the crate never syncs it: the end of the index can be lost all the same",
                 fetch: "pread into a new buffer, CRC checked",
-                leaves_out: "one queue, one writer; nothing is repaired after a crash; no groups, keys, retention by age",
+                leaves_out: "one queue, one writer; no recovery that checks the log; no groups, keys, retention by age",
             },
             Self::Walrus => Terms {
                 buffered: "append_for_topic under NoFsync, also in batches: batch_append_for_topic syncs whatever the \
-                           schedule says. A full block of 10 MB is synced",
+                           schedule says",
                 durable: "append_for_topic or batch_append_for_topic under SyncEach: write, then fsync. Failed writes of \
                           single messages are ignored",
                 fetch: "batch_read_for_topic, copied, FNV checked; the position is kept in memory. Within one block of \
