@@ -56,13 +56,7 @@ fn measure() -> Result<ExitCode> {
     let profile = Profile::from_environment()?;
     let place = Place::from_environment(&target())?;
     let machine = Machine::ask(place.directory())?;
-    let limits = profile.body_bytes.iter().map(|&size| {
-        let rounds = cuemq_benches::profile::Profile {
-            limit_rounds: profile.limit_rounds,
-            ..cuemq_benches::profile::Profile::quick()
-        };
-        Limits::measure(&rounds, size, place.directory())
-    });
+    let limits = profile.sizes.iter().map(|&size| Limits::measure(&profile.engine, size, place.directory()));
     let limits = limits.collect::<Result<Vec<_>>>()?;
     let mut opener = Opener::new(place)?;
     let outcome = run::run(&profile, &mut opener, |step| println!("{step}"))?;

@@ -103,7 +103,7 @@ impl Report {
             terms: contender.terms(),
         };
         Self {
-            profile: profile.name,
+            profile: profile.engine.name,
             rounds: profile.rounds,
             machine,
             limits,

@@ -80,7 +80,7 @@ impl Outcome {
 /// Whatever a store meets, and what a check finds, with the name of the contender.
 pub fn run(profile: &Profile, opener: &mut Opener, mut progress: impl FnMut(&str)) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    let sizes: Vec<_> = profile.body_bytes.iter().map(|&size| (size, Bodies::new(size))).collect();
+    let sizes: Vec<_> = profile.sizes.iter().map(|&size| (size, Bodies::new(size))).collect();
     for flush in [Flush::Buffered, Flush::Durable] {
         for round in 0..profile.rounds {
             progress(&format!("{flush:?} appends, round {} of {}", round + 1, profile.rounds));
@@ -114,7 +114,7 @@ impl Round<'_> {
     }
 
     fn appends(&mut self, flush: Flush) -> Result<()> {
-        for &batch in &self.profile.batches {
+        for &batch in &self.profile.appends {
             for contender in self.turns().filter(|contender| contender.takes_part(flush)) {
                 let named = |error: Failure| format!("{contender}, {flush:?}, batches of {batch}: {error}");
                 self.append(contender, flush, batch).map_err(named)?;
@@ -132,7 +132,7 @@ impl Round<'_> {
             bodies: self.bodies,
             first: 0,
             batch,
-            time: profile.warm_up,
+            time: profile.before,
             most: profile.most_bytes / body_bytes as u64,
             durable: flush == Flush::Durable,
         };
@@ -144,7 +144,7 @@ impl Round<'_> {
         };
         let fetched = self.read_back(read, warm + done.messages)?;
         self.outcome.note(Cell { path, body_bytes, batch, contender }, done);
-        if flush == Flush::Buffered && batch == profile.fetch_batch && contender != Contender::BrokerAlone {
+        if flush == Flush::Buffered && batch == profile.fetch_after && contender != Contender::BrokerAlone {
             let cell = Cell { path: Path::Fetch, body_bytes, batch: page_messages(body_bytes), contender };
             self.outcome.note(cell, fetched);
         }
