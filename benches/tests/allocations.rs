@@ -38,8 +38,8 @@ const SEND_PER_BATCH: f64 = 40.0;
 /// is one and a share of some 15 that a burst costs; so it rises as bursts get shorter, and the best of some runs counts.
 const SEND_SINGLE_PER_MESSAGE: f64 = 2.5;
 const SINGLE_RUNS: usize = 5;
-/// Boxes planted per single message: so many that they show whatever the bursts.
-const BOXES_PER_SINGLE: usize = 2;
+/// Boxes planted per single message: more than the bound, so that they show even where a send costs nothing.
+const BOXES_PER_SINGLE: usize = 3;
 
 const SMALL: usize = 64;
 const LARGE: usize = 256;
