@@ -16,12 +16,12 @@ use crate::commit_log::segment::{self, Segments};
 use crate::commit_log::{LogEnd, LogWriter, SegmentTimes};
 use crate::consume_queue::entry::Entry;
 use crate::consume_queue::{self, Found, QueueFiles};
-use crate::engine::MAX_BUFFERED_ENTRIES;
 use crate::files::{FileLayer, LockGuard, OpenMode};
 use crate::health::{corrupt, read_failed};
 use crate::index::{INDEX_DIRECTORY, IndexSettings, KeyIndex};
 use crate::manifest::{LOCK, Manifest};
 use crate::settings::MmapSettings;
+use crate::store::MAX_BUFFERED_ENTRIES;
 use crate::tables::RowChange;
 use crate::watermark;
 
@@ -308,7 +308,7 @@ impl Replay<'_> {
             return Err(self.unreadable(header.position));
         }
         if self.catalog.buffered() > MAX_BUFFERED_ENTRIES {
-            let tails = self.catalog.tails();
+            let tails = self.catalog.tails(1);
             for tail in &tails {
                 self.queue_files
                     .write(&tail.key, tail.first, &tail.entries)

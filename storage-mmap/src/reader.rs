@@ -13,9 +13,9 @@ use cuemq_storage_api::{
 use crate::commit_log::format::{RECORD_HEADER_BYTES, RecordHeader, item_is_sound};
 use crate::commit_log::segment::SegmentReader;
 use crate::consume_queue::entry::Entry;
-use crate::engine::MmapEngine;
 use crate::health::{corrupt, read_failed};
 use crate::index::INDEX_DIRECTORY;
+use crate::store::Store;
 
 /// Records that this process wrote since it opened the store, and this close behind the log's end, are read without
 /// checking their sum: they are still in memory, and nothing but this process has touched them.
@@ -49,7 +49,7 @@ impl Found {
     }
 }
 
-impl MmapEngine {
+impl Store {
     pub(crate) fn read_queue(&self, request: FetchRequest<'_>) -> Result<Fetch> {
         let (bounds, log_end) = {
             let catalog = self.catalog("fetch")?;

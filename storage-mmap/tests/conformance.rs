@@ -17,6 +17,7 @@ fn small(segment_bytes: u64, retention: Retention) -> MmapSettings {
     MmapSettings {
         segment_bytes,
         allocate_step_bytes: 16 << 10,
+        prepare_bytes: 64 << 10,
         consume_queue_entries: 50,
         index_slots: 64,
         index_entries: 256,

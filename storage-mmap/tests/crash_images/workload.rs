@@ -22,6 +22,7 @@ pub(crate) fn settings(choices: &mut SeededChoices) -> MmapSettings {
     MmapSettings {
         segment_bytes: [8 << 10, 16 << 10, 32 << 10][choices.pick(3)],
         allocate_step_bytes: 4 << 10,
+        prepare_bytes: 0,
         consume_queue_entries: 8,
         index_slots: 60,
         index_entries: 30,
