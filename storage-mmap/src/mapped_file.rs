@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,14 +20,15 @@ use crate::files::{MappedRegion, WritableRegion};
 #[derive(Debug)]
 pub(crate) struct MappedFile {
     file: Arc<File>,
-    map: Arc<Mmap>,
     /// The whole map; slices of it share one reference count and need no allocation.
     whole: Bytes,
     /// The file was at least this long when it was last asked. Files under a map never shrink (`UNSAFE.md`, 2).
     reach: AtomicU64,
+    /// Up to here the file was asked to be read ahead.
+    asked: AtomicU64,
 }
 
-struct Owner(Arc<Mmap>);
+struct Owner(Mmap);
 
 impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
@@ -35,6 +37,9 @@ impl AsRef<[u8]> for Owner {
 }
 
 impl MappedFile {
+    /// A file that is read on is read ahead by at least this much.
+    const READ_AHEAD_BYTES: u64 = 2 << 20;
+
     /// Maps `[0, len)`; `len` is at least 1 (the operating system maps no empty range).
     ///
     /// # Errors
@@ -52,10 +57,10 @@ impl MappedFile {
         // Changes: the file is written by the one writer and by who fills room ahead of it, always behind the published
         // end; `slice` is asked only for bytes below that end, and those are never written again (UNSAFE.md, 3).
         // Pages beyond the file's end are mapped but never touched: `slice` compares with the length first.
-        let map = Arc::new(unsafe { options.map(&*file) }?);
-        let whole = Bytes::from_owner(Owner(Arc::clone(&map)));
+        let map = unsafe { options.map(&*file) }?;
+        let whole = Bytes::from_owner(Owner(map));
         let reach = AtomicU64::new(file.metadata()?.len());
-        Ok(Self { file, map, whole, reach })
+        Ok(Self { file, whole, reach, asked: AtomicU64::new(0) })
     }
 
     fn checked(&self, start: u64, len: usize) -> Range<usize> {
@@ -85,12 +90,22 @@ impl MappedRegion for MappedFile {
         self.whole.slice(range)
     }
 
-    fn warm(&self, start: u64, len: usize) {
-        let range = usize::try_from(start).ok().filter(|start| start.saturating_add(len) <= self.whole.len());
-        if let Some(start) = range {
-            // Advice: a kernel before 5.14 or a file system that cannot do it only leaves the pages cold.
-            let _ = self.map.advise_range(Advice::PopulateRead, start, len);
+    fn slice_up_to(&self, start: u64, len: usize, end: u64) -> Bytes {
+        let most = usize::try_from(end.saturating_sub(start)).unwrap_or(len);
+        self.slice(start, len.max(most))
+    }
+
+    fn read_on(&self, end: u64) {
+        // Relaxed: two readers at once only ask twice. A reader that jumps back begins anew.
+        let asked = self.asked.load(Ordering::Relaxed);
+        let is_near = (end..end + 2 * Self::READ_AHEAD_BYTES).contains(&asked);
+        if is_near && asked - end >= Self::READ_AHEAD_BYTES {
+            return;
         }
+        let from = if is_near { asked } else { end };
+        let upto = end + 2 * Self::READ_AHEAD_BYTES;
+        self.asked.store(upto, Ordering::Relaxed);
+        let _ = rustix::fs::fadvise(&self.file, from, NonZeroU64::new(upto - from), rustix::fs::Advice::WillNeed);
     }
 }
 
@@ -165,7 +180,7 @@ mod tests {
         let first = map.slice(0, 5);
         file.write_all_at(b"far away", 500_000).unwrap();
         assert_eq!(&map.slice(500_000, 8)[..], b"far away");
-        map.warm(0, 65_536);
+        map.read_on(5);
         drop(map);
         assert_eq!(&first[..], b"first", "a slice keeps the map alive");
     }

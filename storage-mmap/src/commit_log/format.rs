@@ -143,7 +143,9 @@ pub(crate) struct RecordHeader {
 impl RecordHeader {
     /// The header, if these bytes begin an item of a record whose lengths add up.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() < RECORD_HEADER_BYTES || bytes[8] != KIND_RECORD {
+        // Of a size that is known, so that no field is compared with the end again.
+        let bytes: &[u8; RECORD_HEADER_BYTES] = bytes.first_chunk()?;
+        if bytes[8] != KIND_RECORD {
             return None;
         }
         let header = Self {

@@ -179,7 +179,15 @@ pub trait MappedRegion: Debug + Send + Sync + 'static {
     /// When the range reaches beyond the view.
     fn slice(&self, start: u64, len: usize) -> Bytes;
 
-    /// Asks the layer to have `[start, start + len)` at hand before it is read or written: advice, for speed only.
-    /// The default takes no advice.
-    fn warm(&self, _start: u64, _len: usize) {}
+    /// The same from `start` on, at least `len` bytes and at most up to `end`: as much as costs no more than `len`.
+    ///
+    /// # Panics
+    /// As [`MappedRegion::slice`].
+    fn slice_up_to(&self, start: u64, len: usize, _end: u64) -> Bytes {
+        self.slice(start, len)
+    }
+
+    /// Says that what lies up to `end` was asked for and that reading may go on behind it: advice, for speed only. The
+    /// default takes no advice.
+    fn read_on(&self, _end: u64) {}
 }
