@@ -191,6 +191,7 @@ impl Store {
     }
 
     /// Checks that the item that an entry points to is that record, and that its sum holds if it has to.
+    #[inline]
     fn check_record(
         &self,
         operation: &'static str,
@@ -242,6 +243,7 @@ impl Store {
     }
 
     /// Whether an item of this size can lie at a position at all.
+    #[inline]
     fn may_hold(&self, position: u64, size: u64, log_end: u64) -> bool {
         let to_segment_end = self.segments.start_of(position) + self.segments.segment_bytes() - position;
         let left = log_end.saturating_sub(position).min(to_segment_end);

@@ -21,6 +21,8 @@ pub(crate) struct Writer {
     pub(crate) staged: Staged,
     /// Entries of consume queues that were in memory only after the last batch.
     pub(crate) buffered: usize,
+    /// Scratch room for the checksums of a frame's items: 4 bytes for each.
+    sums: Vec<u8>,
     /// The next offset of every queue, and its slot in the catalog.
     ends: HashMap<QueueKey, QueueEnd>,
 }
@@ -35,7 +37,7 @@ impl Writer {
     pub(crate) fn new(log: LogWriter, catalog: &Catalog) -> Self {
         let queues = catalog.queues().iter().enumerate();
         let ends = queues.map(|(slot, queue)| (queue.key.clone(), QueueEnd { slot, next: queue.end })).collect();
-        Self { log, staged: Staged::default(), buffered: catalog.buffered(), ends }
+        Self { log, staged: Staged::default(), buffered: catalog.buffered(), sums: Vec::new(), ends }
     }
 
     /// When a batch with this time is stored: stored times never fall.
@@ -48,7 +50,7 @@ impl Writer {
     pub(crate) fn stage(&mut self, batch: &WriteBatch, frame_bytes: usize) -> (Applied, Encoded) {
         let (stored_at, position, epoch) = (self.stored_at(batch), self.log.end().position, self.log.epoch());
         self.staged.clear();
-        let encoder = FrameEncoder::new(self.log.place(frame_bytes));
+        let encoder = FrameEncoder::new(self.log.place(frame_bytes), &mut self.sums);
         let positions = Vec::with_capacity(batch.len());
         let (staged, ends) = (&mut self.staged, &mut self.ends);
         let mut staging = Staging { staged, ends, encoder, position, epoch, stored_at, positions };

@@ -14,8 +14,9 @@ pub(crate) struct FrameEncoder<'a> {
     frame: &'a mut [u8],
     /// Bytes so far, the header's place included.
     len: usize,
+    /// The checksums of the items so far: one checksum over many of them costs less than many steps of it.
+    sums: &'a mut Vec<u8>,
     items: u32,
-    items_crc: u32,
 }
 
 /// What a frame's header says about its items.
@@ -29,8 +30,10 @@ pub(crate) struct Encoded {
 
 impl<'a> FrameEncoder<'a> {
     /// Begins a frame in a place of the size that [`frame_bytes`](super::format::frame_bytes) gives for its items.
-    pub(crate) fn new(frame: &'a mut [u8]) -> Self {
-        Self { frame, len: FRAME_HEADER_BYTES, items: 0, items_crc: 0 }
+    /// `sums` is scratch room, to be used again and again.
+    pub(crate) fn new(frame: &'a mut [u8], sums: &'a mut Vec<u8>) -> Self {
+        sums.clear();
+        Self { frame, len: FRAME_HEADER_BYTES, sums, items: 0 }
     }
 
     /// Bytes so far, the header's place included: where the next item begins within the frame.
@@ -107,7 +110,7 @@ impl<'a> FrameEncoder<'a> {
         let item = &mut self.frame[self.len..self.len + len];
         let crc = crc32c::crc32c(&item[4..]).to_le_bytes();
         item[..4].copy_from_slice(&crc);
-        self.items_crc = crc32c::crc32c_append(self.items_crc, &crc);
+        self.sums.extend_from_slice(&crc);
         self.items += 1;
         self.len += len;
     }
@@ -120,7 +123,7 @@ impl<'a> FrameEncoder<'a> {
         let padding = &mut self.frame[self.len..];
         assert!(padding.len() < FRAME_ALIGNMENT, "the frame was measured larger than its items are");
         padding.fill(0);
-        Encoded { items: self.items, items_crc: self.items_crc }
+        Encoded { items: self.items, items_crc: crc32c::crc32c(self.sums) }
     }
 }
 

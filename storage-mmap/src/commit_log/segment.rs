@@ -128,6 +128,7 @@ struct View {
 
 impl View {
     /// Where a part of the log lies within the view, if all of it does.
+    #[inline]
     fn within(&self, position: u64, len: usize) -> Option<usize> {
         let skip = usize::try_from(position.checked_sub(self.start)?).ok()?;
         (skip.checked_add(len)? <= self.bytes.len()).then_some(skip)
@@ -141,6 +142,7 @@ impl<'a> SegmentReader<'a> {
 
     /// The view that holds a part of the log, and where in it. The caller vouches that the part was written and lies
     /// within one segment.
+    #[inline]
     fn view(&mut self, position: u64, len: usize) -> io::Result<(&View, usize)> {
         if self.current.as_ref().is_none_or(|view| view.within(position, len).is_none()) {
             self.current = Some(self.open_view(position, len)?);
@@ -149,6 +151,7 @@ impl<'a> SegmentReader<'a> {
         Ok(view.expect("a view that was opened for a part of the log holds it"))
     }
 
+    #[cold]
     fn open_view(&mut self, position: u64, len: usize) -> io::Result<View> {
         let segment = self.segments.start_of(position);
         let region = match self.current.take() {
