@@ -20,8 +20,9 @@ use crate::writer::{Writer, frame_bytes};
 
 /// Entries of consume queues that are kept in memory, over all queues, before they are written: 24 MiB.
 pub(crate) const MAX_BUFFERED_ENTRIES: usize = 1 << 20;
-/// Entries of one queue that are written by the engine's thread while other queues' stay in memory: 1.5 MiB.
-pub(crate) const LONG_TAIL_ENTRIES: usize = 1 << 16;
+/// Entries of one queue that are written by the engine's thread while other queues' stay in memory: 384 KiB, which are
+/// copied in tens of microseconds, for as long as nothing can be shown.
+pub(crate) const LONG_TAIL_ENTRIES: usize = 1 << 14;
 
 /// An open store, shared by the engine and its thread.
 pub(crate) struct Store {
