@@ -155,6 +155,7 @@ pub enum TagHashes {
 impl TagHashes {
     /// Whether a record with this tag hash passes.
     #[must_use]
+    #[inline]
     pub fn matches(&self, hash: i64) -> bool {
         match self {
             Self::All => true,

@@ -211,6 +211,7 @@ impl QueueOffset {
     /// # Panics
     /// At 2^53, which a queue never reaches: a million messages a second take 285 years.
     #[must_use]
+    #[inline]
     pub const fn new(offset: u64) -> Self {
         assert!(offset <= MAX_POSITION, "a queue offset stays below 2^53");
         Self(offset)
@@ -246,6 +247,7 @@ impl LogPosition {
     /// # Panics
     /// At 2^53: engines refuse the write before that (`Full`).
     #[must_use]
+    #[inline]
     pub const fn new(position: u64) -> Self {
         assert!(position <= MAX_POSITION, "a log position stays below 2^53");
         Self(position)

@@ -86,6 +86,15 @@ pub(crate) struct Catalog {
     buffered: usize,
 }
 
+/// What the catalog holds once a batch is shown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Published {
+    /// Entries in all tails together.
+    pub(crate) buffered: usize,
+    /// Entries in the longest tail that the batch added to.
+    pub(crate) longest_tail: usize,
+}
+
 /// The changes of one batch, made ready outside the lock.
 #[derive(Debug, Default)]
 pub(crate) struct Staged {
@@ -154,15 +163,18 @@ impl Catalog {
     }
 
     /// Shows a whole batch.
-    pub(crate) fn publish(&mut self, staged: &mut Staged, log_end: u64) {
+    pub(crate) fn publish(&mut self, staged: &mut Staged, log_end: u64) -> Published {
         for key in staged.new_queues.drain(..) {
             self.add_queue(QueueState::empty(key));
         }
-        let mut entries = staged.entries.iter();
+        let (mut entries, mut longest_tail) = (&staged.entries[..], 0);
         for (slot, count) in &staged.appends {
             let queue = &mut self.queues[*slot];
-            queue.tail.extend(entries.by_ref().take(*count));
+            let (appended, rest) = entries.split_at(*count);
+            queue.tail.extend_from_slice(appended);
             queue.end += *count as u64;
+            longest_tail = longest_tail.max(queue.tail.len());
+            entries = rest;
         }
         self.buffered += staged.entries.len();
         for (slot, before) in &staged.trims {
@@ -172,11 +184,12 @@ impl Catalog {
             self.tables.change(change);
         }
         self.log_end = log_end;
+        Published { buffered: self.buffered, longest_tail }
     }
 
-    /// Copies of all tails that have anything in them.
-    pub(crate) fn tails(&self) -> Vec<TailCopy> {
-        let with_tail = self.queues.iter().enumerate().filter(|(_, queue)| !queue.tail.is_empty());
+    /// Copies of all tails that have at least so many entries, which is not 0.
+    pub(crate) fn tails(&self, at_least: usize) -> Vec<TailCopy> {
+        let with_tail = self.queues.iter().enumerate().filter(|(_, queue)| queue.tail.len() >= at_least);
         let copies = with_tail.map(|(slot, queue)| TailCopy {
             slot,
             key: queue.key.clone(),

@@ -1,7 +1,8 @@
 //! The commit-log storage engine of CueMQ.
 //!
-//! One log holds every batch as one checksummed frame; all else is derived from it. A write is one positioned write,
-//! a read hands out slices of a read-only map.
+//! One log holds every batch as one checksummed frame; all else is derived from it. A frame is encoded in place, into the
+//! mapped end of the log, or, if a sync is expected behind it, written with one positioned write. A read hands out slices
+//! of a read-only map. One thread, `cuemq-mmap-prepare`, fills room ahead of the writer.
 //!
 //! ```text
 //! MANIFEST      format, shape of the files, epoch          checkpoint   state at one position of the log
@@ -24,10 +25,12 @@ mod index;
 mod manifest;
 mod mapped_file;
 mod opening;
+mod preparer;
 mod reader;
 mod replace;
 mod retention;
 mod settings;
+mod store;
 mod tables;
 mod upkeep;
 mod watermark;

@@ -16,12 +16,12 @@ use crate::commit_log::segment::{self, Segments};
 use crate::commit_log::{LogEnd, LogWriter, SegmentTimes};
 use crate::consume_queue::entry::Entry;
 use crate::consume_queue::{self, Found, QueueFiles};
-use crate::engine::MAX_BUFFERED_ENTRIES;
 use crate::files::{FileLayer, LockGuard, OpenMode};
 use crate::health::{corrupt, read_failed};
 use crate::index::{INDEX_DIRECTORY, IndexSettings, KeyIndex};
 use crate::manifest::{LOCK, Manifest};
 use crate::settings::MmapSettings;
+use crate::store::MAX_BUFFERED_ENTRIES;
 use crate::tables::RowChange;
 use crate::watermark;
 
@@ -67,9 +67,9 @@ pub(crate) fn open(files: &Arc<dyn FileLayer>, settings: &MmapSettings) -> Resul
     let segments = Arc::new(Segments::new(Arc::clone(files), settings.segment_bytes));
     let queue_files = QueueFiles::new(Arc::clone(files), settings.consume_queue_entries);
     let recovery = Recovery { files, segments: &segments, queue_files: &queue_files, manifest };
-    let Recovered { catalog, end, times, checkpoint } = recovery.run()?;
+    let Recovered { catalog, end, times, checkpoint, is_clean } = recovery.run()?;
     let checkpoint_at = checkpoint.position;
-    let index = recovery.index(end, checkpoint, catalog.log_start)?;
+    let index = recovery.index(end, checkpoint, catalog.log_start, is_clean)?;
 
     manifest.epoch = manifest.epoch.checked_add(1).ok_or_else(|| {
         StorageError::not_stored(ErrorKind::Full, "open", "the store was opened 2^32 times: start a new one")
@@ -103,6 +103,8 @@ struct Recovered {
     times: SegmentTimes,
     /// Where the log stood at the checkpoint.
     checkpoint: LogEnd,
+    /// The store was closed in order.
+    is_clean: bool,
 }
 
 impl Recovery<'_> {
@@ -145,7 +147,7 @@ impl Recovery<'_> {
             }
         }
         replay.catalog.log_end = scanned.end.position;
-        Ok(Recovered { catalog: replay.catalog, end: scanned.end, times: replay.times, checkpoint })
+        Ok(Recovered { catalog: replay.catalog, end: scanned.end, times: replay.times, checkpoint, is_clean: clean })
     }
 
     fn replay(&self, base: Checkpoint, plan: ScanPlan, whole: bool) -> Result<(Replay<'_>, Scanned)> {
@@ -172,9 +174,9 @@ impl Recovery<'_> {
     }
 
     /// Opens the key index and adds what it lacks of a log that ends at `end` and is whole.
-    fn index(&self, end: LogEnd, checkpoint: LogEnd, log_start: u64) -> Result<KeyIndex> {
+    fn index(&self, end: LogEnd, checkpoint: LogEnd, log_start: u64, is_clean: bool) -> Result<KeyIndex> {
         let settings = IndexSettings { slots: self.manifest.index_slots, entries: self.manifest.index_entries };
-        let index = KeyIndex::open(Arc::clone(self.files), settings, LogPosition::new(end.position))
+        let index = KeyIndex::open(Arc::clone(self.files), settings, LogPosition::new(end.position), is_clean)
             .map_err(|error| read_failed("open", INDEX_DIRECTORY, error))?;
         let covered = index.covered_to().get();
         if covered >= end.position {
@@ -308,7 +310,7 @@ impl Replay<'_> {
             return Err(self.unreadable(header.position));
         }
         if self.catalog.buffered() > MAX_BUFFERED_ENTRIES {
-            let tails = self.catalog.tails();
+            let tails = self.catalog.tails(1);
             for tail in &tails {
                 self.queue_files
                     .write(&tail.key, tail.first, &tail.entries)

@@ -13,9 +13,9 @@ use cuemq_storage_api::{
 use crate::commit_log::format::{RECORD_HEADER_BYTES, RecordHeader, item_is_sound};
 use crate::commit_log::segment::SegmentReader;
 use crate::consume_queue::entry::Entry;
-use crate::engine::MmapEngine;
 use crate::health::{corrupt, read_failed};
 use crate::index::INDEX_DIRECTORY;
+use crate::store::Store;
 
 /// Records that this process wrote since it opened the store, and this close behind the log's end, are read without
 /// checking their sum: they are still in memory, and nothing but this process has touched them.
@@ -27,6 +27,41 @@ const CHUNK_ENTRIES: usize = 1024;
 struct Found {
     header: RecordHeader,
     item: Bytes,
+}
+
+/// How far a fetch has come.
+struct Fetching {
+    /// The entries of one chunk whose records are wanted, with their offsets.
+    chosen: Vec<(u64, Entry)>,
+    /// Payload of everything chosen so far.
+    payload: usize,
+    /// Where to go on.
+    next: u64,
+}
+
+impl Fetching {
+    /// Goes through the entries from `next` on and keeps those that pass the filter, up to the limits, of which `have`
+    /// records are used up. True when a limit is reached.
+    fn choose(&mut self, entries: &[Entry], request: &FetchRequest<'_>, have: usize, most: usize) -> bool {
+        let head_bytes = RECORD_HEADER_BYTES + request.queue.topic.as_str().len();
+        self.chosen.clear();
+        self.chosen.reserve(entries.len());
+        for entry in entries {
+            let count = have + self.chosen.len();
+            if count == most {
+                return true;
+            }
+            if request.tags.matches(entry.tag_hash) {
+                self.payload = self.payload.saturating_add((entry.size as usize).saturating_sub(head_bytes));
+                if self.payload > request.limit.max_bytes && count > 0 {
+                    return true;
+                }
+                self.chosen.push((self.next, *entry));
+            }
+            self.next += 1;
+        }
+        false
+    }
 }
 
 /// What stands at a position.
@@ -49,7 +84,7 @@ impl Found {
     }
 }
 
-impl MmapEngine {
+impl Store {
     pub(crate) fn read_queue(&self, request: FetchRequest<'_>) -> Result<Fetch> {
         let (bounds, log_end) = {
             let catalog = self.catalog("fetch")?;
@@ -61,32 +96,53 @@ impl MmapEngine {
         }
         let until = request.until.map_or(bounds.end, QueueOffset::get).clamp(from, bounds.end);
         let most = request.limit.max_messages.min(MAX_FETCH_MESSAGES);
-        let topic_len = request.queue.topic.as_str().len();
-        let mut reader = SegmentReader::new(&self.segments);
-        let (mut records, mut payload, mut next) = (Vec::new(), 0usize, from);
-        'chunks: while next < until && records.len() < most {
-            let left = usize::try_from(until - next).unwrap_or(usize::MAX);
+        let mut reader = SegmentReader::new(&self.segments, log_end);
+        let mut fetching = Fetching { chosen: Vec::new(), payload: 0, next: from };
+        let mut records = Vec::new();
+        while fetching.next < until && records.len() < most {
+            let left = usize::try_from(until - fetching.next).unwrap_or(usize::MAX);
             // Without a filter no entry is skipped, so none is read in vain.
             let wanted = if request.tags == &TagHashes::All { most - records.len() } else { CHUNK_ENTRIES };
-            let entries = self.entries("fetch", request.queue, next, left.min(wanted).min(CHUNK_ENTRIES))?;
-            for entry in &entries {
-                if records.len() == most {
-                    break 'chunks;
-                }
-                if request.tags.matches(entry.tag_hash) {
-                    let bytes = (entry.size as usize).saturating_sub(RECORD_HEADER_BYTES + topic_len);
-                    payload = payload.saturating_add(bytes);
-                    if payload > request.limit.max_bytes && !records.is_empty() {
-                        break 'chunks;
-                    }
-                    let found = self.load("fetch", &mut reader, request.queue, next, entry, log_end)?;
-                    records.push(found.stored());
-                }
-                next += 1;
+            let count = left.min(wanted).min(CHUNK_ENTRIES);
+            let entries = self.entries("fetch", request.queue, fetching.next, count)?;
+            let is_full = fetching.choose(&entries, &request, records.len(), most);
+            self.load_all(&mut reader, request.queue, &fetching.chosen, log_end, &mut records)?;
+            if is_full {
+                break;
             }
         }
         let bounds = QueueOffset::new(bounds.start)..QueueOffset::new(bounds.end);
-        Ok(Fetch { records, next: QueueOffset::new(next), bounds })
+        Ok(Fetch { records, next: QueueOffset::new(fetching.next), bounds })
+    }
+
+    /// Adds the records that entries point to. All are checked before the first is counted: counting makes each
+    /// processor wait for what it looks at, checking lets it look at many at once.
+    fn load_all(
+        &self,
+        reader: &mut SegmentReader<'_>,
+        queue: &QueueKey,
+        chosen: &[(u64, Entry)],
+        log_end: u64,
+        records: &mut Vec<StoredRecord>,
+    ) -> Result<()> {
+        for (offset, entry) in chosen {
+            self.check_record("fetch", reader, queue, *offset, entry, log_end)?;
+        }
+        records.reserve(chosen.len());
+        for (offset, entry) in chosen {
+            let item = reader.slice(entry.position, entry.size as usize);
+            let item = item.map_err(|error| read_failed("fetch", &self.segments.describe(entry.position), error))?;
+            let Some(header) = RecordHeader::decode(&item) else {
+                return Err(self.damaged("fetch", queue, *offset, entry.position, "has changed meanwhile"));
+            };
+            records.push(Found { header, item }.stored());
+        }
+        if let Some((_, last)) = chosen.last()
+            && !self.is_trusted(last.position, log_end)
+        {
+            reader.read_on(last.position + u64::from(last.size));
+        }
+        Ok(())
     }
 
     /// One to `count` entries of a queue from an offset on, which lies below its end.
@@ -134,8 +190,9 @@ impl MmapEngine {
         }
     }
 
-    /// The record that an entry points to.
-    fn load(
+    /// Checks that the item that an entry points to is that record, and that its sum holds if it has to.
+    #[inline]
+    fn check_record(
         &self,
         operation: &'static str,
         reader: &mut SegmentReader<'_>,
@@ -143,51 +200,54 @@ impl MmapEngine {
         offset: u64,
         entry: &Entry,
         log_end: u64,
-    ) -> Result<Found> {
-        let damaged = |what: &str| {
-            let place = self.segments.describe(entry.position);
-            corrupt(operation, format!("offset {offset} of {queue}, at {place}, {what}: restore the file from a copy"))
-        };
-        let found = match self.item(reader, entry.position, u64::from(entry.size), log_end) {
-            Ok(Some(found)) => found,
-            Ok(None) => return Err(self.gone_or(operation, queue, offset, || damaged("is no record"))),
+    ) -> Result<RecordHeader> {
+        let (position, size) = (entry.position, u64::from(entry.size));
+        let damaged = |what: &str| self.damaged(operation, queue, offset, position, what);
+        if !self.may_hold(position, size, log_end) {
+            return Err(self.gone_or(operation, queue, offset, || damaged("is no record")));
+        }
+        let item = match reader.look(position, entry.size as usize) {
+            Ok(item) => item,
             Err(error) => {
-                let place = self.segments.describe(entry.position);
+                let place = self.segments.describe(position);
                 return Err(self.gone_or(operation, queue, offset, || read_failed(operation, &place, error)));
             }
         };
-        let header = &found.header;
+        let Some(header) = record_header(item, position, size) else {
+            return Err(self.gone_or(operation, queue, offset, || damaged("is no record")));
+        };
         let is_it = header.queue_offset == offset
             && header.queue == queue.queue.get()
             && header.tag_hash == entry.tag_hash
-            && header.topic(&found.item) == queue.topic.as_str().as_bytes();
-        if !is_it || !self.is_trusted(entry.position, log_end) && !item_is_sound(&found.item) {
+            && header.topic(item) == queue.topic.as_str().as_bytes();
+        if !is_it || !self.is_trusted(position, log_end) && !item_is_sound(item) {
             return Err(self.gone_or(operation, queue, offset, || damaged("is damaged")));
         }
-        Ok(found)
+        Ok(header)
+    }
+
+    fn damaged(
+        &self,
+        operation: &'static str,
+        queue: &QueueKey,
+        offset: u64,
+        position: u64,
+        what: &str,
+    ) -> StorageError {
+        let place = self.segments.describe(position);
+        corrupt(operation, format!("offset {offset} of {queue}, at {place}, {what}: restore the file from a copy"))
     }
 
     fn is_trusted(&self, position: u64, log_end: u64) -> bool {
         position >= self.opened_at && position + TRUSTED_BYTES >= log_end
     }
 
-    /// The item of `size` bytes at a position, if it says of itself that it is a record there. Its sum is not checked.
-    fn item(
-        &self,
-        reader: &mut SegmentReader<'_>,
-        position: u64,
-        size: u64,
-        log_end: u64,
-    ) -> io::Result<Option<Found>> {
+    /// Whether an item of this size can lie at a position at all.
+    #[inline]
+    fn may_hold(&self, position: u64, size: u64, log_end: u64) -> bool {
         let to_segment_end = self.segments.start_of(position) + self.segments.segment_bytes() - position;
         let left = log_end.saturating_sub(position).min(to_segment_end);
-        if size > left || size < RECORD_HEADER_BYTES as u64 {
-            return Ok(None);
-        }
-        let item = reader.slice(position, usize::try_from(size).unwrap_or(usize::MAX))?;
-        let header = RecordHeader::decode(&item);
-        let header = header.filter(|header| header.position == position && u64::from(header.len) == size);
-        Ok(header.map(|header| Found { header, item }))
+        size <= left && size >= RECORD_HEADER_BYTES as u64
     }
 
     pub(crate) fn locate(&self, position: u64) -> Result<Option<LocatedRecord>> {
@@ -206,7 +266,7 @@ impl MmapEngine {
         if position < log_start || position >= log_end {
             return Ok(Seen::Gone);
         }
-        let mut reader = SegmentReader::new(&self.segments);
+        let mut reader = SegmentReader::new(&self.segments, log_end);
         let found = self.whole_item(&mut reader, position, log_end);
         if self.catalog(operation)?.log_start > position {
             return Ok(Seen::Gone); // Retention came first.
@@ -233,14 +293,15 @@ impl MmapEngine {
 
     /// The item at a position, if a record with a right sum begins there.
     fn whole_item(&self, reader: &mut SegmentReader<'_>, position: u64, log_end: u64) -> io::Result<Option<Found>> {
-        let to_segment_end = self.segments.start_of(position) + self.segments.segment_bytes() - position;
-        if (log_end - position).min(to_segment_end) < RECORD_HEADER_BYTES as u64 {
+        if !self.may_hold(position, RECORD_HEADER_BYTES as u64, log_end) {
             return Ok(None);
         }
-        let head = reader.slice(position, RECORD_HEADER_BYTES)?;
-        let Some(header) = RecordHeader::decode(&head) else { return Ok(None) };
-        let found = self.item(reader, position, u64::from(header.len), log_end)?;
-        Ok(found.filter(|found| item_is_sound(&found.item)))
+        let Some(header) = RecordHeader::decode(reader.look(position, RECORD_HEADER_BYTES)?) else { return Ok(None) };
+        if header.position != position || !self.may_hold(position, u64::from(header.len), log_end) {
+            return Ok(None);
+        }
+        let item = reader.slice(position, header.len as usize)?;
+        Ok(item_is_sound(&item).then_some(Found { header, item }))
     }
 
     pub(crate) fn search_time(&self, queue: &QueueKey, at: Timestamp) -> Result<QueueOffset> {
@@ -259,7 +320,7 @@ impl MmapEngine {
             let Some(state) = catalog.queue(queue) else { return Ok(QueueOffset::ZERO) };
             (state.min, state.end, catalog.log_end)
         };
-        let mut reader = SegmentReader::new(&self.segments);
+        let mut reader = SegmentReader::new(&self.segments, log_end);
         while low < high {
             let middle = low + (high - low) / 2;
             if self.time_of(&mut reader, queue, middle, log_end)? < at {
@@ -279,8 +340,8 @@ impl MmapEngine {
         log_end: u64,
     ) -> Result<Timestamp> {
         let entries = self.entries("offset_at", queue, offset, 1)?;
-        let found = self.load("offset_at", reader, queue, offset, &entries[0], log_end)?;
-        Ok(Timestamp::from_millis(found.header.stored_at))
+        let header = self.check_record("offset_at", reader, queue, offset, &entries[0], log_end)?;
+        Ok(Timestamp::from_millis(header.stored_at))
     }
 
     pub(crate) fn search_key(&self, query: KeyQuery<'_>) -> Result<Vec<LocatedRecord>> {
@@ -331,6 +392,12 @@ impl MmapEngine {
             }
         }
     }
+}
+
+/// The header of an item that says of itself that it is a record at this position and of this size. Its sum is not
+/// checked.
+fn record_header(item: &[u8], position: u64, size: u64) -> Option<RecordHeader> {
+    RecordHeader::decode(item).filter(|header| header.position == position && u64::from(header.len) == size)
 }
 
 fn has_key(record: &Record, key: &str) -> bool {

@@ -5,9 +5,9 @@
 
 use cuemq_storage_api::{LogPosition, Maintenance, QueueKey, Result, Timestamp};
 
-use crate::engine::MmapEngine;
 use crate::health::read_failed;
 use crate::index::INDEX_DIRECTORY;
+use crate::store::Store;
 
 /// What is about to go.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(crate) struct Expired {
 }
 
 /// Decides what expires at `now` and raises the queues' minima. The caller writes a checkpoint, then calls [`remove`].
-pub(crate) fn expire(engine: &MmapEngine, now: Timestamp) -> Result<Option<Expired>> {
+pub(crate) fn expire(engine: &Store, now: Timestamp) -> Result<Option<Expired>> {
     let segments = doomed(engine, now)?;
     let Some(last) = segments.last() else { return Ok(None) };
     let log_start = last + engine.segments.segment_bytes();
@@ -51,7 +51,7 @@ pub(crate) fn expire(engine: &MmapEngine, now: Timestamp) -> Result<Option<Expir
 }
 
 /// The oldest segments that have to go, never the one being written.
-fn doomed(engine: &MmapEngine, now: Timestamp) -> Result<Vec<u64>> {
+fn doomed(engine: &Store, now: Timestamp) -> Result<Vec<u64>> {
     let retention = &engine.settings.retention;
     let (times, active, end) = {
         let writer = engine.writer("maintain")?;
@@ -81,7 +81,7 @@ fn doomed(engine: &MmapEngine, now: Timestamp) -> Result<Vec<u64>> {
 }
 
 /// The first offset of a queue whose record lies at or after a position; the queue's end if none does.
-fn first_at_or_after(engine: &MmapEngine, key: &QueueKey, position: u64) -> Result<u64> {
+fn first_at_or_after(engine: &Store, key: &QueueKey, position: u64) -> Result<u64> {
     let (mut low, mut high) = {
         let catalog = engine.catalog("maintain")?;
         catalog.queue(key).map_or((0, 0), |queue| (queue.base, queue.end))
@@ -103,7 +103,7 @@ fn first_at_or_after(engine: &MmapEngine, key: &QueueKey, position: u64) -> Resu
 }
 
 /// Removes the files of what expired.
-pub(crate) fn remove(engine: &MmapEngine, expired: Expired) -> Result<Maintenance> {
+pub(crate) fn remove(engine: &Store, expired: Expired) -> Result<Maintenance> {
     let failed = |error| engine.health.poison("maintain", "removing expired files".to_owned(), error);
     for start in &expired.segments {
         engine.segments.remove(*start).map_err(failed)?;

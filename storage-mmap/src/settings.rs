@@ -24,6 +24,10 @@ pub struct MmapSettings {
     /// Bytes taken from the disk ahead of the writer in one step: a multiple of 4096, 16 MiB by default. Larger steps
     /// make fewer pauses, smaller ones a smaller new store.
     pub allocate_step_bytes: u64,
+    /// Most bytes that are filled with zeros ahead of the writer while it works, on a thread of the engine's own: 0 to 2 GiB,
+    /// 64 MiB by default. A store that grows slowly has less ahead: no more than was written since the last sync, but
+    /// always 256 KiB, so that no sync becomes much longer by it. 0 fills nothing ahead.
+    pub prepare_bytes: u64,
     /// Entries of one consume-queue file: 1 to 100 million, 300,000 by default (RocketMQ's value). Fixed when the
     /// store is made.
     pub consume_queue_entries: u32,
@@ -60,6 +64,7 @@ impl Default for MmapSettings {
         Self {
             segment_bytes: 1 << 30,
             allocate_step_bytes: 16 << 20,
+            prepare_bytes: 64 << 20,
             consume_queue_entries: 300_000,
             index_slots: 5_000_000,
             index_entries: 20_000_000,
@@ -114,6 +119,10 @@ impl MmapSettings {
         };
         size("segment_bytes", self.segment_bytes, 2 * PAGE_BYTES..=MAX_SEGMENT_BYTES)?;
         size("allocate_step_bytes", self.allocate_step_bytes, PAGE_BYTES..=MAX_SEGMENT_BYTES)?;
+        check(
+            self.prepare_bytes <= MAX_SEGMENT_BYTES,
+            format_args!("prepare_bytes is {}: use 0 to {MAX_SEGMENT_BYTES}", self.prepare_bytes),
+        )?;
         count("consume_queue_entries", self.consume_queue_entries, 1..=MAX_CONSUME_QUEUE_ENTRIES)?;
         count("index_slots", self.index_slots, 1..=MAX_INDEX_NUMBER)?;
         count("index_entries", self.index_entries, 2..=MAX_INDEX_NUMBER)?;
@@ -145,6 +154,7 @@ mod tests {
             (MmapSettings { segment_bytes: 10_000, ..good() }, "segment_bytes"),
             (MmapSettings { segment_bytes: 4 << 30, ..good() }, "segment_bytes"),
             (MmapSettings { allocate_step_bytes: 0, ..good() }, "allocate_step_bytes"),
+            (MmapSettings { prepare_bytes: (2 << 30) + 1, ..good() }, "prepare_bytes"),
             (MmapSettings { consume_queue_entries: 0, ..good() }, "consume_queue_entries"),
             (MmapSettings { index_slots: 0, ..good() }, "index_slots"),
             (MmapSettings { index_entries: 1, ..good() }, "index_entries"),

@@ -8,10 +8,10 @@ use cuemq_storage_api::{LogPosition, Maintenance, Result, Timestamp};
 use crate::checkpoint::{CHECKPOINT, Checkpoint, QueuePoint};
 use crate::commit_log::no_room;
 use crate::consume_queue;
-use crate::engine::MmapEngine;
 use crate::health::{CLOSE, read_failed};
 use crate::index::INDEX_DIRECTORY;
 use crate::retention::{self, Expired};
+use crate::store::Store;
 use crate::watermark;
 
 /// A checkpoint is written when the log has grown by this many times its last size, if that is more than the setting
@@ -36,12 +36,12 @@ impl Upkeep {
     }
 }
 
-impl MmapEngine {
+impl Store {
     pub(crate) fn keep_up(&self, now: Timestamp) -> Result<Maintenance> {
         self.health.check_writable("maintain")?;
         let mut upkeep = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
         self.health.check_writable("maintain")?;
-        self.spill("maintain")?;
+        self.spill("maintain", 1)?;
         self.raise_watermark("maintain", &mut upkeep)?;
         if upkeep.expired.is_none() {
             upkeep.expired = retention::expire(self, now)?;
@@ -70,11 +70,11 @@ impl MmapEngine {
         Ok(())
     }
 
-    /// Moves the entries that are only in memory to the consume queues' files. A full disk refuses and changes nothing:
-    /// the entries stay in memory and are written again later.
-    pub(crate) fn spill(&self, operation: &'static str) -> Result<()> {
+    /// Moves the entries that are only in memory to the consume queues' files, those of queues with at least so many. A
+    /// full disk refuses and changes nothing: the entries stay in memory and are written again later.
+    pub(crate) fn spill(&self, operation: &'static str, at_least: usize) -> Result<()> {
         let _one_at_a_time = self.spilling.lock().unwrap_or_else(PoisonError::into_inner);
-        let tails = self.catalog(operation)?.tails();
+        let tails = self.catalog(operation)?.tails(at_least);
         for tail in &tails {
             self.queue_files.write(&tail.key, tail.first, &tail.entries).map_err(|error| {
                 let path = self.queue_files.describe(&tail.key, tail.first);
@@ -103,7 +103,7 @@ impl MmapEngine {
             }
         };
         self.sync_log(operation)?;
-        self.spill(operation)?;
+        self.spill(operation, 1)?;
         self.queue_files
             .sync()
             .map_err(|error| self.health.poison(operation, format!("syncing {}", consume_queue::DIRECTORY), error))?;

@@ -9,7 +9,8 @@ use cuemq_storage_api::{
 
 use crate::catalog::{Catalog, Staged};
 use crate::commit_log::LogWriter;
-use crate::commit_log::format::{self, FrameEncoder, RecordHeader, len_u8, len_u16, len_u32};
+use crate::commit_log::encoder::{Encoded, FrameEncoder};
+use crate::commit_log::format::{self, RecordHeader, len_u8, len_u16, len_u32};
 use crate::consume_queue::entry::Entry;
 use crate::tables::RowChange;
 
@@ -17,8 +18,11 @@ use crate::tables::RowChange;
 #[derive(Debug)]
 pub(crate) struct Writer {
     pub(crate) log: LogWriter,
-    pub(crate) encoder: FrameEncoder,
     pub(crate) staged: Staged,
+    /// Entries of consume queues that were in memory only after the last batch.
+    pub(crate) buffered: usize,
+    /// Scratch room for the checksums of a frame's items: 4 bytes for each.
+    sums: Vec<u8>,
     /// The next offset of every queue, and its slot in the catalog.
     ends: HashMap<QueueKey, QueueEnd>,
 }
@@ -33,7 +37,7 @@ impl Writer {
     pub(crate) fn new(log: LogWriter, catalog: &Catalog) -> Self {
         let queues = catalog.queues().iter().enumerate();
         let ends = queues.map(|(slot, queue)| (queue.key.clone(), QueueEnd { slot, next: queue.end })).collect();
-        Self { log, encoder: FrameEncoder::default(), staged: Staged::default(), ends }
+        Self { log, staged: Staged::default(), buffered: catalog.buffered(), sums: Vec::new(), ends }
     }
 
     /// When a batch with this time is stored: stored times never fall.
@@ -41,40 +45,50 @@ impl Writer {
         batch.stored_at().max(Timestamp::from_millis(self.log.end().stored_at))
     }
 
-    /// Encodes the batch for the log's end and makes its changes ready. From here on the batch must be written, or the
-    /// engine poisoned: the queues' ends have moved.
-    pub(crate) fn stage(&mut self, batch: &WriteBatch, frame_bytes: usize) -> Applied {
-        let stored_at = self.stored_at(batch);
+    /// Encodes the batch in the place that the log has for it and makes its changes ready. From here on the batch must
+    /// be written, or the engine poisoned: the queues' ends have moved.
+    pub(crate) fn stage(&mut self, batch: &WriteBatch, frame_bytes: usize) -> (Applied, Encoded) {
+        let (stored_at, position, epoch) = (self.stored_at(batch), self.log.end().position, self.log.epoch());
         self.staged.clear();
-        self.encoder.begin(frame_bytes);
-        let (mut appends, mut positions) = (Vec::new(), Vec::with_capacity(batch.len()));
+        let encoder = FrameEncoder::new(self.log.place(frame_bytes), &mut self.sums);
+        let positions = Vec::with_capacity(batch.len());
+        let (staged, ends) = (&mut self.staged, &mut self.ends);
+        let mut staging = Staging { staged, ends, encoder, position, epoch, stored_at, positions };
+        let mut appends = Vec::new();
         for operation in batch.operations() {
             match operation {
-                WriteOperation::Append { queue, records } => {
-                    appends.push(self.stage_append(queue, records, stored_at, &mut positions));
-                }
+                WriteOperation::Append { queue, records } => appends.push(staging.append(queue, records)),
                 WriteOperation::Put { table, key, value } => {
-                    self.encoder.put(table.as_str(), key, value);
-                    self.staged.rows.push(RowChange::put(table, key, value));
+                    staging.encoder.put(table.as_str(), key, value);
+                    staging.staged.rows.push(RowChange::put(table, key, value));
                 }
                 WriteOperation::Delete { table, key } => {
-                    self.encoder.delete(table.as_str(), key);
-                    self.staged.rows.push(RowChange::delete(table, key));
+                    staging.encoder.delete(table.as_str(), key);
+                    staging.staged.rows.push(RowChange::delete(table, key));
                 }
-                WriteOperation::Trim { queue, before } => self.stage_trim(queue, before.get()),
+                WriteOperation::Trim { queue, before } => staging.trim(queue, before.get()),
             }
         }
-        let mark = Mark(self.log.end().position + frame_bytes as u64);
-        Applied { mark, stored_at, appends, positions }
+        let Staging { encoder, positions, .. } = staging;
+        let mark = Mark(position + frame_bytes as u64);
+        (Applied { mark, stored_at, appends, positions }, encoder.finish())
     }
+}
 
-    fn stage_append(
-        &mut self,
-        queue: &QueueKey,
-        records: &[Record],
-        stored_at: Timestamp,
-        positions: &mut Vec<LogPosition>,
-    ) -> Appended {
+/// One batch on its way into a frame.
+struct Staging<'a> {
+    staged: &'a mut Staged,
+    ends: &'a mut HashMap<QueueKey, QueueEnd>,
+    encoder: FrameEncoder<'a>,
+    /// Where the frame begins.
+    position: u64,
+    epoch: u32,
+    stored_at: Timestamp,
+    positions: Vec<LogPosition>,
+}
+
+impl Staging<'_> {
+    fn append(&mut self, queue: &QueueKey, records: &[Record]) -> Appended {
         let slots = self.ends.len();
         let end = match self.ends.get_mut(queue) {
             Some(end) => end,
@@ -84,32 +98,40 @@ impl Writer {
             }
         };
         let first = end.next;
-        let topic = queue.topic.as_str();
-        for record in records {
-            let position = self.log.end().position + self.encoder.len() as u64;
-            let header = RecordHeader {
-                len: len_u32(format::record_bytes(topic, record)),
-                topic_len: len_u8(topic.len()),
-                attributes_len: len_u16(record.attributes.as_bytes().len()),
-                body_len: len_u32(record.body.len()),
-                position,
-                queue_offset: end.next,
-                stored_at: stored_at.as_millis(),
-                born_at: record.born_at.as_millis(),
-                tag_hash: stored_tag_hash(record),
-                queue: queue.queue.get(),
-                epoch: self.log.epoch(),
-            };
-            self.encoder.record(&header, topic, record);
-            self.staged.entries.push(Entry { position, tag_hash: header.tag_hash, size: header.len });
-            positions.push(LogPosition::new(position));
-            end.next += 1;
-        }
+        end.next += records.len() as u64;
         self.staged.appends.push((end.slot, records.len()));
+        self.staged.entries.reserve(records.len());
+        let topic = queue.topic.as_str();
+        let mut header = RecordHeader {
+            len: 0,
+            topic_len: len_u8(topic.len()),
+            attributes_len: 0,
+            body_len: 0,
+            position: 0,
+            queue_offset: first,
+            stored_at: self.stored_at.as_millis(),
+            born_at: 0,
+            tag_hash: 0,
+            queue: queue.queue.get(),
+            epoch: self.epoch,
+        };
+        for record in records {
+            header.len = len_u32(format::record_bytes(topic, record));
+            header.attributes_len = len_u16(record.attributes.as_bytes().len());
+            header.body_len = len_u32(record.body.len());
+            header.position = self.position + self.encoder.len() as u64;
+            header.born_at = record.born_at.as_millis();
+            header.tag_hash = stored_tag_hash(record);
+            self.encoder.record(&header, topic, record);
+            let entry = Entry { position: header.position, tag_hash: header.tag_hash, size: header.len };
+            self.staged.entries.push(entry);
+            self.positions.push(LogPosition::new(header.position));
+            header.queue_offset += 1;
+        }
         Appended { first: QueueOffset::new(first), count: len_u32(records.len()) }
     }
 
-    fn stage_trim(&mut self, queue: &QueueKey, before: u64) {
+    fn trim(&mut self, queue: &QueueKey, before: u64) {
         self.encoder.trim(queue.topic.as_str(), queue.queue.get(), before);
         if let Some(end) = self.ends.get(queue) {
             self.staged.trims.push((end.slot, before.min(end.next)));

@@ -17,6 +17,7 @@ fn small(segment_bytes: u64, retention: Retention) -> MmapSettings {
     MmapSettings {
         segment_bytes,
         allocate_step_bytes: 16 << 10,
+        prepare_bytes: 64 << 10,
         consume_queue_entries: 50,
         index_slots: 64,
         index_entries: 256,
@@ -82,13 +83,13 @@ impl Fixture for RealDirectory {
     }
 }
 
-/// Files in memory. A crash is a power cut: some of what was not synced is gone.
-struct PowerCut {
+/// Files in memory, mapped for stores or not. A crash is a power cut: some of what was not synced is gone.
+struct PowerCut<const MAPPED: bool> {
     files: MemoryFiles,
     segment_bytes: Option<u64>,
 }
 
-impl Fixture for PowerCut {
+impl<const MAPPED: bool> Fixture for PowerCut<MAPPED> {
     type Engine = MmapEngine;
     const EXPIRY_GRAIN_BYTES: usize = SMALL_SEGMENT_BYTES;
 
@@ -97,7 +98,9 @@ impl Fixture for PowerCut {
     }
 
     fn open_with(&mut self, retention: Retention) -> Result<MmapEngine> {
-        MmapEngine::open_with(Arc::new(self.files.clone()), settings(retention, &mut self.segment_bytes))
+        let files = self.files.clone();
+        let files = if MAPPED { files.mapped_for_writing() } else { files };
+        MmapEngine::open_with(Arc::new(files), settings(retention, &mut self.segment_bytes))
     }
 
     fn crash(&mut self, engine: MmapEngine, seed: u64) {
@@ -117,5 +120,10 @@ mod over_real_files {
 
 mod over_power_cuts {
     use super::*;
-    cuemq_storage_api::conformance_suite!(PowerCut);
+    cuemq_storage_api::conformance_suite!(PowerCut<false>);
+}
+
+mod over_power_cuts_of_mapped_files {
+    use super::*;
+    cuemq_storage_api::conformance_suite!(PowerCut<true>);
 }

@@ -16,12 +16,12 @@ pub(crate) const FRAME_ALIGNMENT: usize = 8;
 const MAGIC: [u8; 4] = *b"CqFr";
 const VERSION: u16 = 1;
 const FLAG_BLANK: u16 = 1;
-const ITEM_PREFIX_BYTES: usize = 16;
-const TRIM_BYTES: usize = 24;
-const KIND_RECORD: u8 = 1;
-const KIND_PUT: u8 = 2;
-const KIND_DELETE: u8 = 3;
-const KIND_TRIM: u8 = 4;
+pub(super) const ITEM_PREFIX_BYTES: usize = 16;
+pub(super) const TRIM_BYTES: usize = 24;
+pub(super) const KIND_RECORD: u8 = 1;
+pub(super) const KIND_PUT: u8 = 2;
+pub(super) const KIND_DELETE: u8 = 3;
+pub(super) const KIND_TRIM: u8 = 4;
 
 /// The header of one frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,7 +143,9 @@ pub(crate) struct RecordHeader {
 impl RecordHeader {
     /// The header, if these bytes begin an item of a record whose lengths add up.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() < RECORD_HEADER_BYTES || bytes[8] != KIND_RECORD {
+        // Of a size that is known, so that no field is compared with the end again.
+        let bytes: &[u8; RECORD_HEADER_BYTES] = bytes.first_chunk()?;
+        if bytes[8] != KIND_RECORD {
             return None;
         }
         let header = Self {
@@ -269,115 +271,6 @@ fn decode_item(bytes: &[u8]) -> Option<Item<'_>> {
             Some(Item::Trim { topic: &bytes[TRIM_BYTES..], queue: u32_at(bytes, 12), before: u64_at(bytes, 16) })
         }
         _ => None,
-    }
-}
-
-/// Writes one frame into a buffer that is used again and again.
-#[derive(Debug, Default)]
-pub(crate) struct FrameEncoder {
-    bytes: Vec<u8>,
-    items: u32,
-    items_crc: u32,
-}
-
-impl FrameEncoder {
-    /// A buffer that grew beyond this for one large batch is given back after it.
-    const KEPT_CAPACITY_BYTES: usize = 8 << 20;
-
-    /// Begins a frame; the header's place is kept free.
-    pub(crate) fn begin(&mut self, frame_bytes: usize) {
-        self.bytes.clear();
-        if self.bytes.capacity() > Self::KEPT_CAPACITY_BYTES {
-            self.bytes.shrink_to(Self::KEPT_CAPACITY_BYTES);
-        }
-        self.bytes.reserve(frame_bytes);
-        self.bytes.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
-        (self.items, self.items_crc) = (0, 0);
-    }
-
-    /// Bytes so far, the header's place included: where the next item begins within the frame.
-    pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Adds a record. The lengths in `header` are those of the parts.
-    pub(crate) fn record(&mut self, header: &RecordHeader, topic: &str, record: &Record) {
-        let start = self.bytes.len();
-        let mut head = [0; RECORD_HEADER_BYTES];
-        head[4..8].copy_from_slice(&header.len.to_le_bytes());
-        head[8] = KIND_RECORD;
-        head[9] = header.topic_len;
-        head[10..12].copy_from_slice(&header.attributes_len.to_le_bytes());
-        head[12..16].copy_from_slice(&header.body_len.to_le_bytes());
-        head[16..24].copy_from_slice(&header.position.to_le_bytes());
-        head[24..32].copy_from_slice(&header.queue_offset.to_le_bytes());
-        head[32..40].copy_from_slice(&header.stored_at.to_le_bytes());
-        head[40..48].copy_from_slice(&header.born_at.to_le_bytes());
-        head[48..56].copy_from_slice(&header.tag_hash.to_le_bytes());
-        head[56..60].copy_from_slice(&header.queue.to_le_bytes());
-        head[60..64].copy_from_slice(&header.epoch.to_le_bytes());
-        self.bytes.extend_from_slice(&head);
-        self.bytes.extend_from_slice(topic.as_bytes());
-        self.bytes.extend_from_slice(record.attributes.as_bytes());
-        self.bytes.extend_from_slice(&record.body);
-        self.seal_item(start);
-    }
-
-    /// Adds the setting of a row.
-    pub(crate) fn put(&mut self, table: &str, key: &[u8], value: &[u8]) {
-        self.row(KIND_PUT, table, key, value);
-    }
-
-    /// Adds the removal of a row.
-    pub(crate) fn delete(&mut self, table: &str, key: &[u8]) {
-        self.row(KIND_DELETE, table, key, &[]);
-    }
-
-    fn row(&mut self, kind: u8, table: &str, key: &[u8], value: &[u8]) {
-        let start = self.bytes.len();
-        let mut head = [0; ITEM_PREFIX_BYTES];
-        head[4..8].copy_from_slice(&len_u32(row_bytes(table, key, value)).to_le_bytes());
-        head[8] = kind;
-        head[9] = len_u8(table.len());
-        head[10..12].copy_from_slice(&len_u16(key.len()).to_le_bytes());
-        head[12..16].copy_from_slice(&len_u32(value.len()).to_le_bytes());
-        self.bytes.extend_from_slice(&head);
-        self.bytes.extend_from_slice(table.as_bytes());
-        self.bytes.extend_from_slice(key);
-        self.bytes.extend_from_slice(value);
-        self.seal_item(start);
-    }
-
-    /// Adds the trimming of a queue.
-    pub(crate) fn trim(&mut self, topic: &str, queue: u32, before: u64) {
-        let start = self.bytes.len();
-        let mut head = [0; TRIM_BYTES];
-        head[4..8].copy_from_slice(&len_u32(trim_bytes(topic)).to_le_bytes());
-        head[8] = KIND_TRIM;
-        head[9] = len_u8(topic.len());
-        head[12..16].copy_from_slice(&queue.to_le_bytes());
-        head[16..24].copy_from_slice(&before.to_le_bytes());
-        self.bytes.extend_from_slice(&head);
-        self.bytes.extend_from_slice(topic.as_bytes());
-        self.seal_item(start);
-    }
-
-    fn seal_item(&mut self, start: usize) {
-        let crc = crc32c::crc32c(&self.bytes[start + 4..]).to_le_bytes();
-        self.bytes[start..start + 4].copy_from_slice(&crc);
-        self.items_crc = crc32c::crc32c_append(self.items_crc, &crc);
-        self.items += 1;
-    }
-
-    /// Pads the frame and fills in its header, whose length and item fields are set here. Returns the frame and the
-    /// checksum that links the next one to it.
-    pub(crate) fn finish(&mut self, header: FrameHeader) -> (&[u8], u32) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(FRAME_ALIGNMENT), 0);
-        let len = len_u32(self.bytes.len());
-        let (head, crc) =
-            FrameHeader { len, items: self.items, items_crc: self.items_crc, blank: false, ..header }.encode();
-        self.bytes[..FRAME_HEADER_BYTES].copy_from_slice(&head);
-        (&self.bytes, crc)
     }
 }
 

@@ -1,8 +1,12 @@
 //! The commit log: one sequence of frames over files of one size. Everything else can be made again from it.
 
+pub(crate) mod ahead;
+pub(crate) mod encoder;
 pub(crate) mod format;
 pub(crate) mod recovery;
+pub(crate) mod room;
 pub(crate) mod segment;
+mod window;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,14 +15,20 @@ use std::sync::Arc;
 use cuemq_storage_api::limits::MAX_POSITION;
 use cuemq_storage_api::{ErrorKind, Result, StorageError};
 
-use crate::commit_log::format::{FRAME_HEADER_BYTES, FrameEncoder, FrameHeader};
+use crate::commit_log::ahead::Ahead;
+use crate::commit_log::encoder::Encoded;
+use crate::commit_log::format::{FRAME_HEADER_BYTES, FrameHeader};
+use crate::commit_log::room::{Room, RoomRules};
 use crate::commit_log::segment::Segments;
+use crate::commit_log::window::{MAX_MAPPED_FRAME_BYTES, Window};
 use crate::files::{FileLayer, LayerFile, OpenMode};
 use crate::health::Health;
 use crate::settings::MmapSettings;
 
 /// Room that stays free behind the last frame of every segment for the blank frame that ends it.
 const END_BYTES: u64 = FRAME_HEADER_BYTES as u64;
+/// A buffer that grew beyond this for one large batch is given back after it.
+const KEPT_BUFFER_BYTES: usize = 8 << 20;
 
 /// Where the log stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,31 +54,27 @@ pub(crate) type SegmentTimes = BTreeMap<u64, i64>;
 pub(crate) struct LogWriter {
     files: Arc<dyn FileLayer>,
     segments: Arc<Segments>,
-    settings: LogSettings,
+    rules: RoomRules,
     epoch: u32,
     end: LogEnd,
-    active: Active,
+    active: Arc<Room>,
     /// The next segment, made but not used because the room for it was not complete.
-    prepared: Option<Active>,
+    prepared: Option<Arc<Room>>,
+    /// What whoever prepares room knows of this writer.
+    ahead: Arc<Ahead>,
+    /// Where the active segment is mapped for stores.
+    window: Option<Window>,
+    /// Whether the layer maps files for stores at all.
+    maps: bool,
+    /// Whether the frame that is being written goes into the window.
+    into_window: bool,
+    /// For frames that are written with a positioned write.
+    buffer: Vec<u8>,
     /// Full segments that no sync has covered yet.
     sealed_unsynced: Vec<Arc<dyn LayerFile>>,
     /// Whether a segment was made since the directory was last synced.
     names_unsynced: bool,
     times: SegmentTimes,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct LogSettings {
-    allocate_step_bytes: u64,
-    disk_full_percent: u8,
-}
-
-#[derive(Debug)]
-struct Active {
-    start: u64,
-    file: Arc<dyn LayerFile>,
-    /// Bytes of the file that are surely backed by the disk.
-    allocated: u64,
 }
 
 /// What one sync has to make durable.
@@ -91,14 +97,38 @@ impl LogWriter {
     ) -> io::Result<Self> {
         let start = segments.start_of(end.position);
         let file = segments.open(start, OpenMode::Create)?;
-        // What lies beyond the end was allocated or is a hole; taking the room again is cheap and certain.
-        let active = Active { start, file, allocated: end.position - start };
-        let settings = LogSettings {
-            allocate_step_bytes: settings.allocate_step_bytes,
-            disk_full_percent: settings.disk_full_percent,
-        };
-        let (prepared, sealed_unsynced, names_unsynced) = (None, Vec::new(), true);
-        Ok(Self { files, segments, settings, epoch, end, active, prepared, sealed_unsynced, names_unsynced, times })
+        let rules = RoomRules::new(settings);
+        let active = Arc::new(Room::new(Arc::clone(&files), rules, start, file, end.position - start));
+        let ahead = Arc::new(Ahead::new(Arc::clone(&active), settings.prepare_bytes));
+        let (prepared, window, buffer, sealed_unsynced, names_unsynced) = (None, None, Vec::new(), Vec::new(), true);
+        let (maps, into_window) = (true, false);
+        Ok(Self {
+            files,
+            segments,
+            rules,
+            epoch,
+            end,
+            active,
+            prepared,
+            ahead,
+            window,
+            maps,
+            into_window,
+            buffer,
+            sealed_unsynced,
+            names_unsynced,
+            times,
+        })
+    }
+
+    /// What whoever prepares room has to know.
+    pub(crate) fn ahead(&self) -> &Arc<Ahead> {
+        &self.ahead
+    }
+
+    /// The segment that is being written, with the room in it.
+    pub(crate) fn room(&self) -> Arc<Room> {
+        Arc::clone(&self.active)
     }
 
     pub(crate) fn end(&self) -> LogEnd {
@@ -124,12 +154,19 @@ impl LogWriter {
     }
 
     /// Makes sure that a frame of this size can be written at the end, in this segment or the next. Every refusal
-    /// comes before the first change.
+    /// comes before the first change. A frame behind which a sync is expected is written with a positioned write, which
+    /// leaves the sync less to do; all others are stored into the mapped file, which copies nothing.
     ///
     /// # Errors
     /// `Invalid` for a frame that no segment can hold; `Full` when disk or positions are used up; `Io`, which
     /// poisons, when the log could not be moved on to the next segment.
-    pub(crate) fn make_room(&mut self, frame_bytes: u64, durable_upto: u64, health: &Health) -> Result<()> {
+    pub(crate) fn make_room(
+        &mut self,
+        frame_bytes: u64,
+        expects_sync: bool,
+        durable_upto: u64,
+        health: &Health,
+    ) -> Result<()> {
         let segment_bytes = self.segments.segment_bytes();
         if frame_bytes + END_BYTES > segment_bytes {
             let context = format!(
@@ -143,13 +180,41 @@ impl LogWriter {
             let context = format!("log positions are used up at {}: start a new store", self.end.position);
             return Err(StorageError::not_stored(ErrorKind::Full, "apply", context));
         }
-        let used = self.end.position - self.active.start;
-        let needed = used + frame_bytes + END_BYTES;
-        if needed <= segment_bytes {
-            let (files, settings) = (&*self.files, self.settings);
-            return self.active.take_room(needed, segment_bytes, files, settings, health);
+        if self.end.position - self.active.start + frame_bytes + END_BYTES > segment_bytes {
+            self.roll(frame_bytes + END_BYTES, durable_upto, health)?;
         }
-        self.roll(frame_bytes + END_BYTES, durable_upto, health)
+        let used = self.end.position - self.active.start;
+        self.into_window = !expects_sync && self.has_window(used, frame_bytes);
+        let (from, upto) = (used, used + frame_bytes);
+        let room = if self.into_window { self.active.fill(upto) } else { self.active.claim(from, upto) };
+        room.map_err(|error| no_room("apply", &self.active.path(), error, health))
+    }
+
+    /// Whether the place of a frame is mapped for stores, by now.
+    fn has_window(&mut self, used: u64, frame_bytes: u64) -> bool {
+        if !self.maps || frame_bytes > MAX_MAPPED_FRAME_BYTES {
+            return false;
+        }
+        let start = self.active.start;
+        if self.window.as_ref().is_some_and(|window| window.covers(start, used, frame_bytes)) {
+            return true;
+        }
+        let ready = self.ahead.take_window().filter(|window| window.covers(start, used, frame_bytes));
+        match ready.map_or_else(|| Window::open(&self.active, used), |ready| Ok(Some(ready))) {
+            Ok(Some(window)) => {
+                self.window = Some(window);
+                true
+            }
+            Ok(None) => {
+                self.maps = false;
+                false
+            }
+            Err(error) => {
+                // As when the process has too many maps: the positioned write needs none.
+                tracing::debug!(segment = self.active.path(), %error, "no map to store into");
+                false
+            }
+        }
     }
 
     /// Ends this segment and goes on in the next one.
@@ -157,19 +222,18 @@ impl LogWriter {
         let segment_bytes = self.segments.segment_bytes();
         let used = self.end.position - self.active.start;
         let next_start = self.active.start + segment_bytes;
-        let mut next = match self.prepared.take() {
+        let next = match self.prepared.take() {
             Some(prepared) => prepared,
             None => match self.segments.open(next_start, OpenMode::Create) {
-                Ok(file) => Active { start: next_start, file, allocated: 0 },
+                Ok(file) => Arc::new(Room::new(Arc::clone(&self.files), self.rules, next_start, file, 0)),
                 Err(error) => return Err(no_room("apply", &Segments::path(next_start), error, health)),
             },
         };
-        let room = next
-            .take_room(needed, segment_bytes, &*self.files, self.settings, health)
-            .and_then(|()| self.active.take_room(used + END_BYTES, segment_bytes, &*self.files, self.settings, health));
+        let room = next.reserve(needed).and_then(|()| self.active.claim(used, used + END_BYTES));
         if let Err(error) = room {
+            let refused = no_room("apply", &next.path(), error, health);
             self.prepared = Some(next);
-            return Err(error);
+            return Err(refused);
         }
         let header = FrameHeader {
             len: u32::try_from(segment_bytes - used).expect("a segment is at most 2 GiB"),
@@ -181,9 +245,11 @@ impl LogWriter {
         sealed
             .write_at(used, &[&blank])
             .and_then(|()| sealed.set_len(segment_bytes))
-            .map_err(|error| health.poison("apply", format!("ending {}", Segments::path(self.active.start)), error))?;
+            .map_err(|error| health.poison("apply", format!("ending {}", self.active.path()), error))?;
         let sealed = std::mem::replace(&mut self.active, next);
-        self.sealed_unsynced.push(sealed.file);
+        self.window = None;
+        self.ahead.go_on_in(Arc::clone(&self.active));
+        self.sealed_unsynced.push(Arc::clone(&sealed.file));
         self.names_unsynced = true;
         self.end = LogEnd { position: next_start, chain, stored_at: self.end.stored_at };
         Ok(())
@@ -204,24 +270,56 @@ impl LogWriter {
         }
     }
 
-    /// Writes the encoded frame with one positioned write, for which [`LogWriter::make_room`] has made room.
+    /// The place of the next frame, of the size for which [`LogWriter::make_room`] has made room. What it holds before
+    /// it is written may be anything.
+    pub(crate) fn place(&mut self, frame_bytes: usize) -> &mut [u8] {
+        let used = self.end.position - self.active.start;
+        if let Some(window) = self.window.as_mut().filter(|_| self.into_window) {
+            return window.bytes_mut(used, frame_bytes);
+        }
+        if self.buffer.len() < frame_bytes {
+            self.buffer.resize(frame_bytes, 0);
+        }
+        &mut self.buffer[..frame_bytes]
+    }
+
+    /// Gives the frame whose items stand in the [`place`](LogWriter::place) its header, and moves the log's end behind
+    /// it.
     ///
     /// # Errors
     /// `Io` with an unknown outcome, which poisons.
     pub(crate) fn append(
         &mut self,
-        encoder: &mut FrameEncoder,
+        frame_bytes: usize,
+        encoded: Encoded,
         stored_at: i64,
         durable_upto: u64,
         health: &Health,
     ) -> Result<()> {
-        let (frame, chain) = encoder.finish(self.header(stored_at, durable_upto));
+        let len = u32::try_from(frame_bytes).expect("a frame fits a segment, which is at most 2 GiB");
+        let Encoded { items, items_crc } = encoded;
+        let (head, chain) = FrameHeader { len, items, items_crc, ..self.header(stored_at, durable_upto) }.encode();
         let used = self.end.position - self.active.start;
-        self.active.file.write_at(used, &[frame]).map_err(|error| {
-            health.poison("apply", format!("writing {}", self.segments.describe(self.end.position)), error)
-        })?;
-        self.end = LogEnd { position: self.end.position + frame.len() as u64, chain, stored_at };
+        if let Some(window) = self.window.as_mut().filter(|_| self.into_window) {
+            window.finish(used, frame_bytes, &head);
+        } else {
+            self.write_buffer(used, frame_bytes, &head).map_err(|error| {
+                health.poison("apply", format!("writing {}", self.segments.describe(self.end.position)), error)
+            })?;
+        }
+        self.end = LogEnd { position: self.end.position + u64::from(len), chain, stored_at };
         self.times.insert(self.active.start, stored_at);
+        self.active.use_to(used + u64::from(len));
+        self.ahead.moved_on(u64::from(len));
+        Ok(())
+    }
+
+    fn write_buffer(&mut self, used: u64, frame_bytes: usize, head: &[u8; FRAME_HEADER_BYTES]) -> io::Result<()> {
+        self.buffer[..FRAME_HEADER_BYTES].copy_from_slice(head);
+        self.active.file.write_at(used, &[&self.buffer[..frame_bytes]])?;
+        if self.buffer.len() > KEPT_BUFFER_BYTES {
+            self.buffer = Vec::new();
+        }
         Ok(())
     }
 
@@ -229,49 +327,18 @@ impl LogWriter {
     pub(crate) fn take_sync_work(&mut self) -> SyncWork {
         let mut files = std::mem::take(&mut self.sealed_unsynced);
         files.push(Arc::clone(&self.active.file));
+        // A page that a sync has cleaned takes a fault of microseconds to be stored into again; a page that is not
+        // mapped takes a tenth of that.
+        self.window = None;
+        self.ahead.synced();
         SyncWork { upto: self.end.position, files, names: std::mem::take(&mut self.names_unsynced) }
-    }
-}
-
-impl Active {
-    /// Takes room from the disk up to `needed` bytes of the file, in steps.
-    fn take_room(
-        &mut self,
-        needed: u64,
-        segment_bytes: u64,
-        files: &dyn FileLayer,
-        settings: LogSettings,
-        health: &Health,
-    ) -> Result<()> {
-        if needed <= self.allocated {
-            return Ok(());
-        }
-        let path = Segments::path(self.start);
-        let upto = needed.next_multiple_of(settings.allocate_step_bytes).min(segment_bytes);
-        let space = files.disk_space().map_err(|error| no_room("apply", &path, error, health))?;
-        let used = space.total_bytes.saturating_sub(space.free_bytes);
-        if u128::from(used) * 100 > u128::from(space.total_bytes) * u128::from(settings.disk_full_percent) {
-            let context = format!(
-                "the disk of {} has {} of {} bytes free, fuller than disk_full_percent = {}: free some space",
-                files.describe(),
-                space.free_bytes,
-                space.total_bytes,
-                settings.disk_full_percent
-            );
-            return Err(StorageError::not_stored(ErrorKind::Full, "apply", context));
-        }
-        self.file
-            .allocate(self.allocated, upto - self.allocated)
-            .map_err(|error| no_room("apply", &path, error, health))?;
-        self.allocated = upto;
-        Ok(())
     }
 }
 
 /// A full disk is a refusal and leaves everything as it was; any other failure to take room poisons.
 pub(crate) fn no_room(operation: &'static str, path: &str, error: io::Error, health: &Health) -> StorageError {
     if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-        let context = format!("the disk has no room for {path}: free some space");
+        let context = format!("the disk has no room for {path} ({error}): free some space");
         return StorageError::not_stored(ErrorKind::Full, operation, context).with_source(error);
     }
     health.poison(operation, format!("taking room for {path}"), error)

@@ -111,25 +111,76 @@ impl Segments {
 #[derive(Debug)]
 pub(crate) struct SegmentReader<'a> {
     segments: &'a Segments,
-    current: Option<(u64, Arc<dyn MappedRegion>)>,
+    /// Where the log ends, as far as this reader may look.
+    log_end: u64,
+    current: Option<View>,
+}
+
+/// A part of a segment that was checked to lie within its file.
+#[derive(Debug)]
+struct View {
+    /// Log position of the first byte.
+    start: u64,
+    segment: u64,
+    region: Arc<dyn MappedRegion>,
+    bytes: Bytes,
+}
+
+impl View {
+    /// Where a part of the log lies within the view, if all of it does.
+    #[inline]
+    fn within(&self, position: u64, len: usize) -> Option<usize> {
+        let skip = usize::try_from(position.checked_sub(self.start)?).ok()?;
+        (skip.checked_add(len)? <= self.bytes.len()).then_some(skip)
+    }
 }
 
 impl<'a> SegmentReader<'a> {
-    pub(crate) fn new(segments: &'a Segments) -> Self {
-        Self { segments, current: None }
+    pub(crate) fn new(segments: &'a Segments, log_end: u64) -> Self {
+        Self { segments, log_end, current: None }
+    }
+
+    /// The view that holds a part of the log, and where in it. The caller vouches that the part was written and lies
+    /// within one segment.
+    #[inline]
+    fn view(&mut self, position: u64, len: usize) -> io::Result<(&View, usize)> {
+        if self.current.as_ref().is_none_or(|view| view.within(position, len).is_none()) {
+            self.current = Some(self.open_view(position, len)?);
+        }
+        let view = self.current.as_ref().and_then(|view| view.within(position, len).map(|skip| (view, skip)));
+        Ok(view.expect("a view that was opened for a part of the log holds it"))
+    }
+
+    #[cold]
+    fn open_view(&mut self, position: u64, len: usize) -> io::Result<View> {
+        let segment = self.segments.start_of(position);
+        let region = match self.current.take() {
+            Some(view) if view.segment == segment => view.region,
+            _ => self.segments.region(segment)?,
+        };
+        let end = self.log_end.min(segment + self.segments.segment_bytes()) - segment;
+        let bytes = region.slice_up_to(position - segment, len, end);
+        Ok(View { start: position, segment, region, bytes })
+    }
+
+    /// Bytes of the log, to be looked at only. The caller vouches as for [`SegmentReader::slice`].
+    pub(crate) fn look(&mut self, position: u64, len: usize) -> io::Result<&[u8]> {
+        let (view, skip) = self.view(position, len)?;
+        Ok(&view.bytes[skip..skip + len])
     }
 
     /// Bytes of the log. The caller vouches that they were written and lie within one segment.
     pub(crate) fn slice(&mut self, position: u64, len: usize) -> io::Result<Bytes> {
-        let start = self.segments.start_of(position);
-        if let Some((current, region)) = &self.current
-            && *current == start
+        let (view, skip) = self.view(position, len)?;
+        Ok(view.bytes.slice(skip..skip + len))
+    }
+
+    /// Says that reading may go on behind a position of the segment that was read last.
+    pub(crate) fn read_on(&self, position: u64) {
+        if let Some(view) = &self.current
+            && let Some(end) = position.checked_sub(view.segment)
         {
-            return Ok(region.slice(position - start, len));
+            view.region.read_on(end);
         }
-        let region = self.segments.region(start)?;
-        let bytes = region.slice(position - start, len);
-        self.current = Some((start, region));
-        Ok(bytes)
     }
 }

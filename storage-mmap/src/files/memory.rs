@@ -14,19 +14,21 @@ mod choices;
 mod disk;
 mod faults;
 mod pages;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 pub use choices::{Choices, EverythingWritten, NothingUnsynced, SeededChoices};
 use disk::{Disk, FileId, NameChange, Operation, parent};
 pub use faults::{FaultEffect, FaultTarget, FileCall};
 use faults::{Faults, injected};
 
-use super::{DiskSpace, FileLayer, LayerFile, LockGuard, MappedRegion, OpenMode};
+use super::{DiskSpace, FileLayer, LayerFile, LockGuard, MappedRegion, OpenMode, WritableRegion};
+use view::{Region, Stores};
 
 /// Room on a fresh disk in memory; [`MemoryFiles::limit_room`] sets another.
 const DEFAULT_ROOM_BYTES: u64 = 1 << 40;
@@ -49,6 +51,7 @@ struct Shared {
     locked: BTreeSet<String>,
     faults: Faults,
     recording: Option<History>,
+    maps_for_writing: bool,
 }
 
 impl Default for MemoryFiles {
@@ -72,6 +75,7 @@ impl MemoryFiles {
             locked: BTreeSet::new(),
             faults: Faults::default(),
             recording: None,
+            maps_for_writing: false,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
@@ -121,6 +125,13 @@ impl MemoryFiles {
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.shared().faults.calls()
+    }
+
+    /// Lets files be mapped for stores, which they are not at first. Stores are recorded like writes, in pieces.
+    #[must_use]
+    pub fn mapped_for_writing(self) -> Self {
+        self.shared().maps_for_writing = true;
+        self
     }
 
     /// Sets the size of the disk. Allocations and writes beyond it are `StorageFull`.
@@ -399,23 +410,16 @@ impl LayerFile for Handle {
         let content = Self::new(self.files.clone(), self.file, &self.path);
         Ok(Arc::new(Region { content, len }))
     }
-}
 
-/// A view that copies what it shows.
-#[derive(Debug)]
-struct Region {
-    content: Handle,
-    len: u64,
-}
-
-impl MappedRegion for Region {
-    fn slice(&self, start: u64, len: usize) -> Bytes {
-        let end = start.saturating_add(len as u64);
-        assert!(end <= self.len, "mapped range {start}..{end} reaches beyond the map of {} bytes", self.len);
-        let mut bytes = BytesMut::zeroed(len);
-        let read = self.content.files.shared().disk.read(self.content.file, start, &mut bytes);
-        assert!(read.is_ok(), "mapped range {start}..{end} reaches beyond the file");
-        bytes.freeze()
+    fn map_for_writing(&self, start: u64, len: usize) -> io::Result<Option<Box<dyn WritableRegion>>> {
+        let mut shared = self.files.shared();
+        if !shared.maps_for_writing {
+            return Ok(None);
+        }
+        shared.meet(FileCall::Map, &self.path)?;
+        drop(shared);
+        let content = Self::new(self.files.clone(), self.file, &self.path);
+        Ok(Some(Box::new(Stores::new(content, start, len))))
     }
 }
 

@@ -86,6 +86,11 @@ pub trait FileLayer: Debug + Send + Sync + 'static {
     fn disk_space(&self) -> io::Result<DiskSpace>;
     /// The store's directory as shown to a person.
     fn describe(&self) -> String;
+    /// Whether room may be prepared on a thread beside the writer. A layer that plays one order of calls again and
+    /// again says no, which is the default: then the writer prepares what it needs by itself.
+    fn prepares_beside(&self) -> bool {
+        false
+    }
 }
 
 /// Holds a lock until it is dropped.
@@ -132,6 +137,36 @@ pub trait LayerFile: Debug + Send + Sync + 'static {
     /// # Errors
     /// What the operating system answers.
     fn map(&self, len: u64) -> io::Result<Arc<dyn MappedRegion>>;
+    /// Maps `[start, start + len)` for stores, where `start` is a multiple of 4096 and the range may reach beyond the
+    /// file's present end. `None`, the default, where a store into room that was taken could fail, or would not be
+    /// seen by reads and syncs of the file: then everything is written with [`write_at`](Self::write_at).
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn map_for_writing(&self, _start: u64, _len: usize) -> io::Result<Option<Box<dyn WritableRegion>>> {
+        Ok(None)
+    }
+}
+
+/// Part of a file into which its one writer stores. What is stored is seen by every read of the file at once, and made
+/// durable by its [`sync_data`](LayerFile::sync_data).
+pub trait WritableRegion: Debug + Send {
+    /// The bytes of the file in `[start, start + len)`, to be stored into.
+    ///
+    /// The caller owns the range: it lies in room that was taken and filled, and nobody reads it or writes it in
+    /// another way until the caller has published it.
+    ///
+    /// # Panics
+    /// When the range reaches beyond the region.
+    fn bytes_mut(&mut self, start: u64, len: usize) -> &mut [u8];
+
+    /// Says that the stores into `[start, start + len)` are done, so that a layer which records writes can record them.
+    /// The default needs no telling.
+    fn written(&mut self, _start: u64, _len: usize) {}
+
+    /// Has the pages of `[start, start + len)` ready for stores, which changes none of their bytes. Advice, for speed
+    /// only; the default takes none.
+    fn populate(&mut self, _start: u64, _len: usize) {}
 }
 
 /// A read-only view of a file that follows later writes to it.
@@ -144,7 +179,15 @@ pub trait MappedRegion: Debug + Send + Sync + 'static {
     /// When the range reaches beyond the view.
     fn slice(&self, start: u64, len: usize) -> Bytes;
 
-    /// Asks the layer to have `[start, start + len)` at hand before it is read or written: advice, for speed only.
-    /// The default takes no advice.
-    fn warm(&self, _start: u64, _len: usize) {}
+    /// The same from `start` on, at least `len` bytes and at most up to `end`: as much as costs no more than `len`.
+    ///
+    /// # Panics
+    /// As [`MappedRegion::slice`].
+    fn slice_up_to(&self, start: u64, len: usize, _end: u64) -> Bytes {
+        self.slice(start, len)
+    }
+
+    /// Says that what lies up to `end` was asked for and that reading may go on behind it: advice, for speed only. The
+    /// default takes no advice.
+    fn read_on(&self, _end: u64) {}
 }

@@ -14,13 +14,15 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{DiskSpace, FileLayer, LayerFile, LockGuard, MappedRegion, OpenMode};
-use crate::mapped_file::MappedFile;
+use super::{DiskSpace, FileLayer, LayerFile, LockGuard, MappedRegion, OpenMode, WritableRegion};
+use crate::mapped_file::{MappedFile, MappedWindow};
 
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 /// Most pieces in one vectored write: Linux's `IOV_MAX`.
 const MAX_PIECES: usize = 1024;
+/// File systems that keep the room they gave and show a store into a map to every read at once: ext2 to ext4, XFS, tmpfs.
+const MAPPED_FOR_WRITING: [u32; 3] = [0xEF53, 0x5846_5342, 0x0102_1994];
 /// A lock file holds a process id in decimal; more than this is somebody else's file.
 const MAX_LOCK_TEXT_BYTES: usize = 20;
 
@@ -29,6 +31,7 @@ const MAX_LOCK_TEXT_BYTES: usize = 20;
 pub struct RealFiles {
     root: OwnedFd,
     directory: PathBuf,
+    maps_for_writing: bool,
 }
 
 impl RealFiles {
@@ -44,7 +47,9 @@ impl RealFiles {
             File::open(parent)?.sync_all()?;
         }
         let root = rustix::fs::open(&directory, directory_flags() - OFlags::NOFOLLOW, Mode::empty())?;
-        Ok(Self { root, directory })
+        let kind = u32::try_from(rustix::fs::fstatfs(&root)?.f_type).unwrap_or(0);
+        let maps_for_writing = MAPPED_FOR_WRITING.contains(&kind);
+        Ok(Self { root, directory, maps_for_writing })
     }
 
     fn directory(&self, path: &str) -> io::Result<OwnedFd> {
@@ -140,7 +145,8 @@ impl FileLayer for RealFiles {
     }
 
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn LayerFile>> {
-        Ok(Arc::new(RealFile { file: Arc::new(self.open_file(path, mode)?) }))
+        let file = Arc::new(self.open_file(path, mode)?);
+        Ok(Arc::new(RealFile { file, maps_for_writing: self.maps_for_writing }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -193,6 +199,10 @@ impl FileLayer for RealFiles {
     fn describe(&self) -> String {
         self.directory.display().to_string()
     }
+
+    fn prepares_beside(&self) -> bool {
+        true
+    }
 }
 
 /// The process id in a lock file, or `unknown` while its holder has not written it yet.
@@ -216,6 +226,7 @@ impl LockGuard for RealLock {}
 #[derive(Debug)]
 struct RealFile {
     file: Arc<File>,
+    maps_for_writing: bool,
 }
 
 impl RealFile {
@@ -277,6 +288,13 @@ impl LayerFile for RealFile {
 
     fn map(&self, len: u64) -> io::Result<Arc<dyn MappedRegion>> {
         Ok(Arc::new(MappedFile::map(Arc::clone(&self.file), len)?))
+    }
+
+    fn map_for_writing(&self, start: u64, len: usize) -> io::Result<Option<Box<dyn WritableRegion>>> {
+        if !self.maps_for_writing {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(MappedWindow::map(&self.file, start, len)?)))
     }
 }
 

@@ -62,13 +62,21 @@ impl KeyIndex {
     /// Opens the index and brings it to a log that ends at `log_end`: entries at or above that position are cut.
     /// The caller then replays the log from [`covered_to`](Self::covered_to) on, through [`add`](Self::add).
     ///
+    /// `is_clean` says that the store was closed in order with a log of that length. An index that covers all of it has
+    /// then no chain that leads too far, and none is looked for: that would be a look at every slot.
+    ///
     /// # Errors
     /// Only what the file layer answers; a damaged index is deleted and covers nothing.
-    pub(crate) fn open(files: Arc<dyn FileLayer>, settings: IndexSettings, log_end: LogPosition) -> io::Result<Self> {
+    pub(crate) fn open(
+        files: Arc<dyn FileLayer>,
+        settings: IndexSettings,
+        log_end: LogPosition,
+        is_clean: bool,
+    ) -> io::Result<Self> {
         let layout = Layout::new(settings);
         files.create_directory(INDEX_DIRECTORY)?;
         files.sync_directory("")?;
-        let kept = match open_kept(&*files, layout, log_end.get()) {
+        let kept = match open_kept(&*files, layout, log_end.get(), is_clean) {
             Ok(Some(kept)) => kept,
             Ok(None) => start_anew(&*files, layout)?,
             Err(error) if is_damage(&error) => start_anew(&*files, layout)?,
@@ -283,7 +291,7 @@ fn is_damage(error: &io::Error) -> bool {
 }
 
 /// What `STATE` vouches for, cut to the log's end; `None` when that is nothing or does not fit the files.
-fn open_kept(files: &dyn FileLayer, layout: Layout, log_end: u64) -> io::Result<Option<State>> {
+fn open_kept(files: &dyn FileLayer, layout: Layout, log_end: u64, is_clean: bool) -> io::Result<Option<State>> {
     let Some(mut state) = State::read(files, layout)? else { return Ok(None) };
     remove_unlisted(files, &state)?;
     let Some(active) = state.files.last_mut() else {
@@ -291,6 +299,7 @@ fn open_kept(files: &dyn FileLayer, layout: Layout, log_end: u64) -> io::Result<
         return Ok(Some(state));
     };
     let file = IndexFile::open(files, layout, active)?;
+    let may_lead_too_far = !is_clean || state.covered_to != log_end;
     if state.covered_to > log_end {
         if active.begin_position >= log_end {
             return Ok(None);
@@ -303,7 +312,7 @@ fn open_kept(files: &dyn FileLayer, layout: Layout, log_end: u64) -> io::Result<
     for listed in &state.files {
         IndexFile::open(files, layout, listed)?.check()?;
     }
-    if let Some(active) = state.files.last() {
+    if let Some(active) = state.files.last().filter(|_| may_lead_too_far) {
         file.forget_above(active)?;
     }
     Ok(Some(state))

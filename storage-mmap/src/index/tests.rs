@@ -12,7 +12,7 @@ fn open(files: &MemoryFiles, log_end: u64) -> KeyIndex {
 }
 
 fn open_with(files: &MemoryFiles, settings: IndexSettings, log_end: u64) -> KeyIndex {
-    KeyIndex::open(Arc::new(files.clone()), settings, LogPosition::new(log_end)).unwrap()
+    KeyIndex::open(Arc::new(files.clone()), settings, LogPosition::new(log_end), false).unwrap()
 }
 
 fn found(index: &KeyIndex, key: &str, times: Range<Timestamp>) -> Vec<u64> {
@@ -211,7 +211,7 @@ fn a_new_file_of_the_known_size_takes_little_room() {
     let home = tempfile::tempdir().unwrap();
     let settings = IndexSettings { slots: 5_000_000, entries: 20_000_000 };
     let files = Arc::new(crate::files::RealFiles::open(home.path()).unwrap());
-    let index = KeyIndex::open(Arc::clone(&files) as Arc<dyn FileLayer>, settings, LogPosition::new(0)).unwrap();
+    let index = KeyIndex::open(Arc::clone(&files) as Arc<dyn FileLayer>, settings, LogPosition::new(0), false).unwrap();
     for number in 0..10 {
         index.add("topic", &number.to_string(), LogPosition::new(number), Timestamp::from_millis(0));
     }
@@ -221,7 +221,7 @@ fn a_new_file_of_the_known_size_takes_little_room() {
     assert!(file.blocks() * 512 < 1 << 20, "{} blocks", file.blocks());
     assert_eq!(found(&index, "7", ALL), [7]);
     drop(index);
-    let again = KeyIndex::open(files, settings, LogPosition::new(10)).unwrap();
+    let again = KeyIndex::open(files, settings, LogPosition::new(10), false).unwrap();
     assert_eq!((again.covered_to().get(), found(&again, "7", ALL)), (10, vec![7]));
 }
 
@@ -248,7 +248,7 @@ fn after_a_failed_write_nothing_is_answered_until_reopened() {
 fn a_full_memory_is_flushed_on_the_way() {
     let files = MemoryFiles::new();
     let settings = IndexSettings { slots: 1000, entries: 1_000_000 };
-    let index = KeyIndex::open(Arc::new(files), settings, LogPosition::new(0)).unwrap();
+    let index = KeyIndex::open(Arc::new(files), settings, LogPosition::new(0), false).unwrap();
     for number in 0..recent::MAX_RECENT_ENTRIES as u64 + 5 {
         index.add("topic", &(number / 2).to_string(), LogPosition::new(number / 2), Timestamp::from_millis(0));
     }

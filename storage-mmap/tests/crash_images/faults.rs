@@ -1,6 +1,8 @@
 //! A failure at every call of the file layer, one run per call: no promise is broken by it, in this process or after
 //! it.
 
+#![expect(clippy::unwrap_used, reason = "all of it is test code, in functions that several tests share")]
+
 use std::collections::BTreeMap;
 use std::io;
 
@@ -14,7 +16,8 @@ use crate::kill;
 use crate::ledger::{Ledger, NEWEST, NEWEST_KEY};
 use crate::workload::{self, Life, open, sound};
 
-const SCRIPTS: u64 = 3;
+/// Odd ones with positioned writes, even ones with stores into mapped files.
+const SCRIPTS: u64 = 4;
 const STEPS: usize = 40;
 const EFFECTS: [FaultEffect; 4] = [
     FaultEffect::Fail(io::ErrorKind::StorageFull),
@@ -130,14 +133,15 @@ fn check_survivors(files: &MemoryFiles, settings: &MmapSettings, outcomes: &Outc
 fn a_failure_at_any_call_breaks_no_promise() {
     let mut runs = 0;
     for seed in 1..=SCRIPTS {
+        let fresh = || fresh_files(seed.is_multiple_of(2));
         let settings = workload::settings(&mut SeededChoices::new(seed * 1000));
-        let files = MemoryFiles::new();
+        let files = fresh();
         let reference = script(&files, &settings, seed, None).expect("the script passes without a fault");
         let calls = files.calls();
         assert!(reference.durable == reference.ledger.len() && calls > 300, "{calls} calls");
         for nth in 1..=calls {
             for effect in EFFECTS {
-                let files = MemoryFiles::new();
+                let files = fresh();
                 files.fail(FaultTarget::NthCall(nth), effect);
                 let outcomes = script(&files, &settings, seed, Some(&reference.ledger));
                 let checked = outcomes.and_then(|outcomes| check_survivors(&files, &settings, &outcomes, nth));
@@ -151,11 +155,19 @@ fn a_failure_at_any_call_breaks_no_promise() {
     println!("{runs} runs");
 }
 
+fn fresh_files(is_mapped: bool) -> MemoryFiles {
+    if is_mapped { MemoryFiles::new().mapped_for_writing() } else { MemoryFiles::new() }
+}
+
 #[test]
 fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
+    [false, true].into_iter().for_each(refuses_and_goes_on);
+}
+
+fn refuses_and_goes_on(is_mapped: bool) {
     let mut choices = SeededChoices::new(9);
     let settings = MmapSettings { segment_bytes: 8 << 10, ..workload::settings(&mut choices) };
-    let files = MemoryFiles::new();
+    let files = fresh_files(is_mapped);
     let engine = open(&files, &settings, sound).unwrap();
     let mut numbers = 0;
     let mut life = Life::begin(engine, files.clone(), Ledger::default(), &mut numbers).unwrap();

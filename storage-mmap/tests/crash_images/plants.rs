@@ -4,7 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use cuemq_storage_mmap::files::memory::{FaultEffect, FaultTarget, FileCall};
-use cuemq_storage_mmap::files::{DiskSpace, FileLayer, LayerFile, LockGuard, MappedRegion, MemoryFiles, OpenMode};
+use cuemq_storage_mmap::files::{
+    DiskSpace, FileLayer, LayerFile, LockGuard, MappedRegion, MemoryFiles, OpenMode, WritableRegion,
+};
 
 /// A disk that says it synced and did not.
 pub(crate) fn no_sync(files: MemoryFiles) -> Arc<dyn FileLayer> {
@@ -22,8 +24,20 @@ pub(crate) fn no_new_epoch(files: MemoryFiles) -> Arc<dyn FileLayer> {
     Arc::new(Planted { files, bug: Bug::NoNewEpoch })
 }
 
+/// An engine that fills room from a little before the place where its frames end.
+pub(crate) fn zeros_over_frames(files: MemoryFiles) -> Arc<dyn FileLayer> {
+    Arc::new(Planted { files: files.mapped_for_writing(), bug: Bug::ZerosOverFrames })
+}
+
+/// A system whose syncs leave out what was stored into a map.
+pub(crate) fn stores_never_synced(files: MemoryFiles) -> Arc<dyn FileLayer> {
+    Arc::new(Planted { files: files.mapped_for_writing(), bug: Bug::StoresNeverSynced })
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Bug {
+    ZerosOverFrames,
+    StoresNeverSynced,
     NoZeroing,
     NoNewEpoch,
 }
@@ -44,7 +58,7 @@ impl FileLayer for Planted {
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn LayerFile>> {
         let file = self.files.open(path, mode)?;
         let is_log = path.starts_with("commitlog/");
-        if self.bug == Bug::NoZeroing && is_log { Ok(Arc::new(NeverZeroed(file))) } else { Ok(file) }
+        if is_log { Ok(Arc::new(PlantedFile { file, bug: self.bug })) } else { Ok(file) }
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let is_known = || self.files.open(to, OpenMode::Existing).is_ok();
@@ -74,34 +88,59 @@ impl FileLayer for Planted {
 }
 
 #[derive(Debug)]
-struct NeverZeroed(Arc<dyn LayerFile>);
+struct PlantedFile {
+    file: Arc<dyn LayerFile>,
+    bug: Bug,
+}
 
-impl LayerFile for NeverZeroed {
+/// Bytes of a frame that [`Bug::ZerosOverFrames`] loses.
+const LOST_BYTES: u64 = 8;
+
+impl LayerFile for PlantedFile {
     fn len(&self) -> io::Result<u64> {
-        self.0.len()
+        self.file.len()
     }
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset, buffer)
+        self.file.read_at(offset, buffer)
     }
     fn write_at(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
-        if pieces.iter().all(|piece| piece.iter().all(|byte| *byte == 0)) {
-            return Ok(());
+        let is_zero = pieces.iter().all(|piece| piece.iter().all(|byte| *byte == 0));
+        match self.bug {
+            Bug::NoZeroing if is_zero => Ok(()),
+            Bug::ZerosOverFrames if is_zero => self.file.write_at(offset.saturating_sub(LOST_BYTES), pieces),
+            _ => self.file.write_at(offset, pieces),
         }
-        self.0.write_at(offset, pieces)
     }
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.allocate(offset, len)
+        self.file.allocate(offset, len)
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
     fn drop_cache(&self) {
-        self.0.drop_cache();
+        self.file.drop_cache();
     }
     fn map(&self, len: u64) -> io::Result<Arc<dyn MappedRegion>> {
-        self.0.map(len)
+        self.file.map(len)
     }
+    fn map_for_writing(&self, start: u64, len: usize) -> io::Result<Option<Box<dyn WritableRegion>>> {
+        let region = self.file.map_for_writing(start, len)?;
+        if self.bug != Bug::StoresNeverSynced {
+            return Ok(region);
+        }
+        Ok(region.map(|region| Box::new(NeverSynced(region)) as Box<dyn WritableRegion>))
+    }
+}
+
+#[derive(Debug)]
+struct NeverSynced(Box<dyn WritableRegion>);
+
+impl WritableRegion for NeverSynced {
+    fn bytes_mut(&mut self, start: u64, len: usize) -> &mut [u8] {
+        self.0.bytes_mut(start, len)
+    }
+    fn written(&mut self, _start: u64, _len: usize) {}
 }

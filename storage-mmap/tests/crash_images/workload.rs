@@ -22,6 +22,7 @@ pub(crate) fn settings(choices: &mut SeededChoices) -> MmapSettings {
     MmapSettings {
         segment_bytes: [8 << 10, 16 << 10, 32 << 10][choices.pick(3)],
         allocate_step_bytes: 4 << 10,
+        prepare_bytes: 0,
         consume_queue_entries: 8,
         index_slots: 60,
         index_entries: 30,
@@ -123,6 +124,9 @@ impl<'a> Life<'a> {
                 batch.put(&ROWS, key.to_vec(), vec![7; choices.pick(300)]);
             }
         }
+        if choices.pick(3) == 0 {
+            batch.expect_sync();
+        }
         self.land(batch)
     }
 
@@ -201,7 +205,12 @@ pub(crate) fn open(files: &MemoryFiles, settings: &MmapSettings, plant: Plant) -
 /// What a test puts between the engine and its files.
 pub(crate) type Plant = fn(MemoryFiles) -> Arc<dyn FileLayer>;
 
-/// Nothing.
+/// Nothing; frames are written with positioned writes.
 pub(crate) fn sound(files: MemoryFiles) -> Arc<dyn FileLayer> {
     Arc::new(files)
+}
+
+/// Nothing; frames are stored into mapped files, but for those behind which a sync is expected.
+pub(crate) fn mapped(files: MemoryFiles) -> Arc<dyn FileLayer> {
+    Arc::new(files.mapped_for_writing())
 }

@@ -8,7 +8,10 @@ use cuemq_storage_mmap::files::memory::{FaultEffect, FaultTarget, FileCall};
 
 #[test]
 fn a_full_disk_refuses_and_goes_on_when_there_is_room_again() {
-    let files = MemoryFiles::new();
+    [MemoryFiles::new(), MemoryFiles::new().mapped_for_writing()].into_iter().for_each(refuses_and_goes_on);
+}
+
+fn refuses_and_goes_on(files: MemoryFiles) {
     let engine = open(&files);
     append_many(&engine, &orders(), 0..10);
     let used = 1 << 40;
@@ -98,7 +101,24 @@ fn a_failed_sync_poisons_and_is_not_tried_again() {
 
 #[test]
 fn a_write_behind_a_failed_roll_is_refused() {
-    let files = MemoryFiles::new();
+    [MemoryFiles::new(), MemoryFiles::new().mapped_for_writing()].into_iter().for_each(refused_behind_a_failed_roll);
+}
+
+#[test]
+fn a_map_that_cannot_be_had_is_done_without() {
+    let files = MemoryFiles::new().mapped_for_writing();
+    let engine = open(&files);
+    for number in 0..100 {
+        files.fail(FaultTarget::Nth(FileCall::Map, 1), FaultEffect::Fail(io::ErrorKind::OutOfMemory));
+        append(&engine, &orders(), number).unwrap();
+        files.clear_faults();
+        engine.sync().unwrap();
+    }
+    assert_whole(&engine, &orders(), 100);
+    assert_whole(&open(&killed(&files)), &orders(), 100);
+}
+
+fn refused_behind_a_failed_roll(files: MemoryFiles) {
     let engine = open(&files);
     files.fail(FaultTarget::Nth(FileCall::Open, 1), FaultEffect::Fail(io::ErrorKind::StorageFull));
     let refused = (0..200).find_map(|number| append(&engine, &orders(), number).err()).expect("the log rolls");

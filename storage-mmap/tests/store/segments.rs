@@ -35,6 +35,46 @@ fn last_frame(segment: &[u8]) -> &[u8] {
 }
 
 #[test]
+fn both_ways_of_writing_make_the_same_log() {
+    let logs = [MemoryFiles::new(), MemoryFiles::new().mapped_for_writing()].map(|files| {
+        let engine = open(&files);
+        append_many(&engine, &orders(), 0..100);
+        for number in 100..200 {
+            let mut batch = WriteBatch::new(Timestamp::from_millis(i64::try_from(number).unwrap() * 1000));
+            batch.append(&orders(), record(number)).expect_sync();
+            engine.apply(batch).unwrap();
+            append(&engine, &queue("others", 1), number).unwrap();
+        }
+        engine.close().unwrap();
+        assert_whole(&open(&files), &orders(), 200);
+        let mut log = tree(&files, "commitlog");
+        // Ahead of the end there may be more zeros in one than in the other.
+        for bytes in log.values_mut() {
+            bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+        }
+        log
+    });
+    assert_eq!(logs[0], logs[1]);
+    assert!(logs[0].len() > 4);
+}
+
+#[test]
+fn room_that_was_prepared_is_zero_and_the_log_goes_on_in_it() {
+    let home = tempfile::tempdir().unwrap();
+    let engine = MmapEngine::open(home.path(), settings()).unwrap();
+    append_many(&engine, &orders(), 0..3);
+    engine.prepare_room(1 << 40).unwrap();
+    let bytes = std::fs::read(home.path().join(first_segment())).unwrap();
+    let used = usize::try_from(engine.durable().0).unwrap();
+    assert_eq!(bytes.len() as u64, SEGMENT_BYTES, "not beyond the segment");
+    assert!(bytes[used - 1..].iter().skip(1).all(|byte| *byte == 0));
+    append_many(&engine, &orders(), 3..200);
+    assert_whole(&engine, &orders(), 200);
+    engine.close().unwrap();
+    assert_eq!(engine.prepare_room(1).unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[test]
 fn a_new_store_is_small() {
     let files = MemoryFiles::new();
     let engine = MmapEngine::open_with(Arc::new(files.clone()), MmapSettings::default()).unwrap();

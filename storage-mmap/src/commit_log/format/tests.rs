@@ -3,6 +3,7 @@ use cuemq_storage_api::{Attributes, AttributesBuilder, Record, Timestamp};
 use proptest::prelude::*;
 
 use super::*;
+use crate::commit_log::encoder::{Encoded, FrameEncoder};
 
 fn header(position: u64) -> FrameHeader {
     FrameHeader {
@@ -40,16 +41,30 @@ fn record_header(topic: &str, record: &Record, position: u64, queue_offset: u64)
     }
 }
 
+/// A frame around items of this size, in a place that holds other bytes before.
+fn frame(items: usize, header: FrameHeader, encode: impl FnOnce(&mut FrameEncoder<'_>)) -> Vec<u8> {
+    let mut frame = vec![0xa5; usize::try_from(frame_bytes(items as u64)).unwrap()];
+    let mut sums = vec![1, 2, 3];
+    let mut encoder = FrameEncoder::new(&mut frame, &mut sums);
+    encode(&mut encoder);
+    assert_eq!(encoder.len(), FRAME_HEADER_BYTES + items);
+    let Encoded { items, items_crc } = encoder.finish();
+    let head = FrameHeader { len: len_u32(frame.len()), items, items_crc, ..header };
+    frame[..FRAME_HEADER_BYTES].copy_from_slice(&head.encode().0);
+    frame
+}
+
 /// One frame with an item of each kind.
 fn mixed_frame() -> Vec<u8> {
     let record = tagged();
-    let mut encoder = FrameEncoder::default();
-    encoder.begin(0);
-    encoder.record(&record_header("orders", &record, 64, 5), "orders", &record);
-    encoder.put("rows", b"key", b"value");
-    encoder.delete("rows", b"key2");
-    encoder.trim("orders", 9, 4);
-    encoder.finish(header(4096)).0.to_vec()
+    let rows = row_bytes("rows", b"key", b"value") + row_bytes("rows", b"key2", b"");
+    let items = record_bytes("orders", &record) + rows + trim_bytes("orders");
+    frame(items, header(4096), |encoder| {
+        encoder.record(&record_header("orders", &record, 64, 5), "orders", &record);
+        encoder.put("rows", b"key", b"value");
+        encoder.delete("rows", b"key2");
+        encoder.trim("orders", 9, 4);
+    })
 }
 
 fn decode(frame: &[u8]) -> Option<(FrameHeader, u32)> {
@@ -115,19 +130,20 @@ fn a_blank_frame_comes_back() {
 }
 
 #[test]
-fn an_encoder_is_as_new_after_every_frame() {
-    let mut encoder = FrameEncoder::default();
-    let record = Record::new(vec![1; 10_000], Timestamp::MIN);
-    encoder.begin(0);
-    encoder.record(&record_header("orders", &record, 64, 5), "orders", &record);
-    encoder.finish(header(0));
-    encoder.begin(0);
+#[should_panic(expected = "measured larger")]
+fn a_frame_that_is_measured_too_large_is_refused() {
+    let mut frame = vec![0; FRAME_HEADER_BYTES + row_bytes("rows", b"key", b"") + 8];
+    let mut sums = vec![1, 2, 3];
+    let mut encoder = FrameEncoder::new(&mut frame, &mut sums);
     encoder.put("rows", b"key", b"");
-    let again = encoder.finish(header(0)).0.to_vec();
-    let mut fresh = FrameEncoder::default();
-    fresh.begin(0);
-    fresh.put("rows", b"key", b"");
-    assert_eq!(again, fresh.finish(header(0)).0);
+    encoder.finish();
+}
+
+#[test]
+#[should_panic(expected = "out of range")]
+fn a_frame_that_is_measured_too_small_is_refused() {
+    let mut frame = vec![0; FRAME_HEADER_BYTES + row_bytes("rows", b"key", b"") - 1];
+    FrameEncoder::new(&mut frame, &mut Vec::new()).put("rows", b"key", b"");
 }
 
 proptest! {
@@ -143,10 +159,7 @@ proptest! {
         let attributes = Attributes::from_stored(Bytes::from(attributes));
         let record = Record::new(body, Timestamp::from_millis(born_at)).with_attributes(attributes);
         let head = record_header(&topic, &record, position, queue_offset);
-        let mut encoder = FrameEncoder::default();
-        encoder.begin(0);
-        encoder.record(&head, &topic, &record);
-        let frame = encoder.finish(header(0)).0.to_vec();
+        let frame = frame(record_bytes(&topic, &record), header(0), |encoder| encoder.record(&head, &topic, &record));
         let (frame_header, _) = decode(&frame).expect("what was encoded can be decoded");
         let items: Vec<_> = Items::new(&frame_header, &frame[FRAME_HEADER_BYTES..]).collect();
         let [Item::Record { header, bytes }] = items[..] else { panic!("one record") };

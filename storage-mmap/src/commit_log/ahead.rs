@@ -1,0 +1,167 @@
+//! What the writer and whoever prepares room for it know of each other.
+//!
+//! The writer never waits for preparation; it only finds more or less of it. Only a step of filling that is under way
+//! holds it up, for as long as the same step would take the writer itself.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::Thread;
+
+use crate::commit_log::room::{FILL_STEP_BYTES, Room};
+use crate::commit_log::window::{WINDOW_BYTES, Window};
+
+/// Shared by the writer and the thread that prepares room.
+#[derive(Debug)]
+pub(crate) struct Ahead {
+    room: Mutex<Arc<Room>>,
+    /// The next window, its pages ready for stores.
+    window: Mutex<Option<Window>>,
+    /// The log position for which a window was last made ready.
+    window_for: AtomicU64,
+    /// Bytes written since the last sync.
+    unsynced: AtomicU64,
+    /// Most bytes to fill ahead.
+    most: u64,
+    /// Whether the thread waits to be woken.
+    sleeps: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+/// What to prepare next.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// A step of room.
+    Fill(Arc<Room>),
+    /// A window at this place of the segment.
+    Map(Arc<Room>, u64),
+}
+
+impl Ahead {
+    pub(crate) fn new(room: Arc<Room>, most: u64) -> Self {
+        Self {
+            room: Mutex::new(room),
+            window: Mutex::new(None),
+            window_for: AtomicU64::new(0),
+            unsynced: AtomicU64::new(0),
+            most,
+            sleeps: AtomicBool::new(false),
+            thread: OnceLock::new(),
+        }
+    }
+
+    // Neither guarded value can be left half changed by a panic.
+    fn room(&self) -> Arc<Room> {
+        Arc::clone(&self.room.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn window(&self) -> MutexGuard<'_, Option<Window>> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The writer has begun another segment.
+    pub(crate) fn go_on_in(&self, room: Arc<Room>) {
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
+        *self.window() = None;
+    }
+
+    /// The writer has written a frame of this size.
+    pub(crate) fn moved_on(&self, frame_bytes: u64) {
+        // The writer's lock is held by whoever changes this number.
+        let unsynced = self.unsynced.load(Ordering::Relaxed) + frame_bytes;
+        self.unsynced.store(unsynced, Ordering::Relaxed);
+        if self.sleeps.load(Ordering::Relaxed) {
+            self.wake_if_due();
+        }
+    }
+
+    /// A sync of all that was written begins. A window that is ready was written to by that, in the eyes of the sync.
+    pub(crate) fn synced(&self) {
+        self.unsynced.store(0, Ordering::Relaxed);
+        *self.window() = None;
+    }
+
+    /// The next window, if it is ready.
+    pub(crate) fn take_window(&self) -> Option<Window> {
+        self.window().take()
+    }
+
+    /// Bytes that should be filled beyond what is used: as much again as was written since the last sync, so that a
+    /// sync never has much more to write than what it is for.
+    fn wanted(&self) -> u64 {
+        self.unsynced.load(Ordering::Relaxed).max(FILL_STEP_BYTES).min(self.most)
+    }
+
+    /// Where the next window is due: it is filled, none was made ready for it, and no sync is to be expected soon.
+    fn due_window(&self, room: &Room) -> Option<u64> {
+        let next = (room.used() / WINDOW_BYTES + 1) * WINDOW_BYTES;
+        let is_due = self.unsynced.load(Ordering::Relaxed) >= WINDOW_BYTES
+            && next < room.segment_bytes()
+            && self.window_for.load(Ordering::Relaxed) < room.start + next
+            && room.is_filled_to(next + WINDOW_BYTES);
+        is_due.then_some(next)
+    }
+
+    /// What is worth doing now. Room comes first while the writer could run into its end, then the next window.
+    pub(crate) fn task(&self) -> Option<Task> {
+        let room = self.room();
+        let (lead, wanted) = (room.lead(), self.wanted());
+        let is_filling = lead < wanted && !room.is_done();
+        if is_filling && lead < 2 * WINDOW_BYTES {
+            return Some(Task::Fill(room));
+        }
+        if let Some(next) = self.due_window(&room) {
+            return Some(Task::Map(room, next));
+        }
+        is_filling.then_some(Task::Fill(room))
+    }
+
+    /// Does one task.
+    ///
+    /// # Errors
+    /// What the file layer answers; the same task is then not given again in this segment.
+    pub(crate) fn carry_out(&self, task: Task) -> io::Result<()> {
+        match task {
+            Task::Fill(room) => room.fill_ahead(),
+            Task::Map(room, at) => {
+                self.window_for.store(room.start + at, Ordering::Relaxed);
+                let Some(mut window) = Window::open(&room, at)? else { return Ok(()) };
+                window.populate();
+                let mut slot = self.window();
+                // A sync that came in between may have cleaned the pages.
+                if self.unsynced.load(Ordering::Relaxed) >= WINDOW_BYTES {
+                    *slot = Some(window);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits on the engine's thread until it is woken, unless there is something to do.
+    pub(crate) fn sleep(&self, is_idle: impl FnOnce() -> bool) {
+        let _ = self.thread.set(std::thread::current());
+        self.sleeps.store(true, Ordering::SeqCst);
+        if is_idle() {
+            std::thread::park();
+        }
+        self.sleeps.store(false, Ordering::SeqCst);
+    }
+
+    /// Wakes the thread.
+    pub(crate) fn wake(&self) {
+        if self.sleeps.swap(false, Ordering::SeqCst)
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+
+    /// Half of what is wanted is used up, or a window is due.
+    fn wake_if_due(&self) {
+        let room = self.room();
+        let is_low = room.lead() < self.wanted() / 2 && !room.is_done();
+        if is_low || self.due_window(&room).is_some() {
+            self.wake();
+        }
+    }
+}

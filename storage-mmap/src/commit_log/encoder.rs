@@ -1,0 +1,141 @@
+//! Writes one frame, item by item, into a place of exactly its size: a buffer, or the mapped file itself.
+
+use cuemq_storage_api::Record;
+
+use super::format::{
+    FRAME_ALIGNMENT, FRAME_HEADER_BYTES, ITEM_PREFIX_BYTES, KIND_DELETE, KIND_PUT, KIND_RECORD, KIND_TRIM,
+    RECORD_HEADER_BYTES, RecordHeader, TRIM_BYTES, len_u8, len_u16, len_u32, row_bytes, trim_bytes,
+};
+
+/// Encodes the items of one frame. The header's place is left alone: whoever gave the place fills it in last, when
+/// everything else stands.
+#[derive(Debug)]
+pub(crate) struct FrameEncoder<'a> {
+    frame: &'a mut [u8],
+    /// Bytes so far, the header's place included.
+    len: usize,
+    /// The checksums of the items so far: one checksum over many of them costs less than many steps of it.
+    sums: &'a mut Vec<u8>,
+    items: u32,
+}
+
+/// What a frame's header says about its items.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Encoded {
+    /// How many there are.
+    pub(crate) items: u32,
+    /// Checksum over their checksums.
+    pub(crate) items_crc: u32,
+}
+
+impl<'a> FrameEncoder<'a> {
+    /// Begins a frame in a place of the size that [`frame_bytes`](super::format::frame_bytes) gives for its items.
+    /// `sums` is scratch room, to be used again and again.
+    pub(crate) fn new(frame: &'a mut [u8], sums: &'a mut Vec<u8>) -> Self {
+        sums.clear();
+        Self { frame, len: FRAME_HEADER_BYTES, sums, items: 0 }
+    }
+
+    /// Bytes so far, the header's place included: where the next item begins within the frame.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds a record. The lengths in `header` are those of the parts.
+    pub(crate) fn record(&mut self, header: &RecordHeader, topic: &str, record: &Record) {
+        let item = self.place(header.len as usize);
+        let (head, parts) = item.split_first_chunk_mut::<RECORD_HEADER_BYTES>().expect("an item holds its header");
+        let lengths = u64::from(KIND_RECORD)
+            | u64::from(header.topic_len) << 8
+            | u64::from(header.attributes_len) << 16
+            | u64::from(header.body_len) << 32;
+        head[4..8].copy_from_slice(&header.len.to_le_bytes());
+        head[8..16].copy_from_slice(&lengths.to_le_bytes());
+        head[16..24].copy_from_slice(&header.position.to_le_bytes());
+        head[24..32].copy_from_slice(&header.queue_offset.to_le_bytes());
+        head[32..40].copy_from_slice(&header.stored_at.to_le_bytes());
+        head[40..48].copy_from_slice(&header.born_at.to_le_bytes());
+        head[48..56].copy_from_slice(&header.tag_hash.to_le_bytes());
+        head[56..64].copy_from_slice(&(u64::from(header.queue) | u64::from(header.epoch) << 32).to_le_bytes());
+        fill(parts, [topic.as_bytes(), record.attributes.as_bytes(), &record.body]);
+        self.seal(header.len as usize);
+    }
+
+    /// Adds the setting of a row.
+    pub(crate) fn put(&mut self, table: &str, key: &[u8], value: &[u8]) {
+        self.row(KIND_PUT, table, key, value);
+    }
+
+    /// Adds the removal of a row.
+    pub(crate) fn delete(&mut self, table: &str, key: &[u8]) {
+        self.row(KIND_DELETE, table, key, &[]);
+    }
+
+    fn row(&mut self, kind: u8, table: &str, key: &[u8], value: &[u8]) {
+        let len = row_bytes(table, key, value);
+        let item = self.place(len);
+        let (head, parts) = item.split_first_chunk_mut::<ITEM_PREFIX_BYTES>().expect("an item holds its header");
+        head[4..8].copy_from_slice(&len_u32(len).to_le_bytes());
+        head[8] = kind;
+        head[9] = len_u8(table.len());
+        head[10..12].copy_from_slice(&len_u16(key.len()).to_le_bytes());
+        head[12..16].copy_from_slice(&len_u32(value.len()).to_le_bytes());
+        fill(parts, [table.as_bytes(), key, value]);
+        self.seal(len);
+    }
+
+    /// Adds the trimming of a queue.
+    pub(crate) fn trim(&mut self, topic: &str, queue: u32, before: u64) {
+        let len = trim_bytes(topic);
+        let item = self.place(len);
+        let (head, parts) = item.split_first_chunk_mut::<TRIM_BYTES>().expect("an item holds its header");
+        head[4..8].copy_from_slice(&len_u32(len).to_le_bytes());
+        head[8] = KIND_TRIM;
+        head[9] = len_u8(topic.len());
+        head[10..12].fill(0);
+        head[12..16].copy_from_slice(&queue.to_le_bytes());
+        head[16..24].copy_from_slice(&before.to_le_bytes());
+        fill(parts, [topic.as_bytes(), &[], &[]]);
+        self.seal(len);
+    }
+
+    /// The place of the next item. A frame that was measured too small is a bug that must not write anything.
+    #[inline]
+    fn place(&mut self, len: usize) -> &mut [u8] {
+        &mut self.frame[self.len..self.len + len]
+    }
+
+    #[inline]
+    fn seal(&mut self, len: usize) {
+        let item = &mut self.frame[self.len..self.len + len];
+        let crc = crc32c::crc32c(&item[4..]).to_le_bytes();
+        item[..4].copy_from_slice(&crc);
+        self.sums.extend_from_slice(&crc);
+        self.items += 1;
+        self.len += len;
+    }
+
+    /// Pads the frame with zeros and says what its header has to say about the items.
+    ///
+    /// # Panics
+    /// When the items do not end where the frame was said to end.
+    pub(crate) fn finish(self) -> Encoded {
+        let padding = &mut self.frame[self.len..];
+        assert!(padding.len() < FRAME_ALIGNMENT, "the frame was measured larger than its items are");
+        padding.fill(0);
+        Encoded { items: self.items, items_crc: crc32c::crc32c(self.sums) }
+    }
+}
+
+/// Copies the parts one behind the other; together they are exactly as long as the place.
+#[inline]
+fn fill(place: &mut [u8], parts: [&[u8]; 3]) {
+    let [first, second, third] = parts;
+    let (one, rest) = place.split_at_mut(first.len());
+    one.copy_from_slice(first);
+    let (two, three) = rest.split_at_mut(second.len());
+    if !second.is_empty() {
+        two.copy_from_slice(second);
+    }
+    three.copy_from_slice(third);
+}
