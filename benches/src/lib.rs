@@ -27,6 +27,7 @@ pub mod report;
 pub mod stopwatch;
 pub mod store;
 pub mod table;
+pub mod targets;
 pub mod workload;
 
 /// Why a benchmark failed. Its text is all that anybody needs of it: a failure ends the run.

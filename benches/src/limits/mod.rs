@@ -9,9 +9,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-pub use encode::encode_rate;
+pub use encode::Encoder;
 pub use ping::ping_time;
-pub use sync::sync_time;
+pub use sync::SyncFile;
 
 use crate::Result;
 use crate::configuration::Bound;
@@ -58,8 +58,8 @@ impl Limits {
     pub fn measure(profile: &Profile, body_bytes: usize, directory: &Path) -> Result<Self> {
         Ok(Self {
             body_bytes,
-            encode_per_second: encode_rate(body_bytes),
-            sync: sync_time(directory, profile.limit_rounds)?,
+            encode_per_second: Encoder::new(body_bytes).rate(),
+            sync: SyncFile::new(directory)?.time(profile.limit_rounds)?,
             ping: ping_time(profile.limit_rounds)?,
         })
     }
