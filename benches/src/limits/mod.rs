@@ -7,6 +7,7 @@ mod sync;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 pub use encode::Encoder;
@@ -33,6 +34,13 @@ impl Spread {
         nanos.sort_unstable_by(f64::total_cmp);
         let at = |percent: usize| nanos[(nanos.len() - 1) * percent / 100] / 1e3;
         Self { p50_us: at(50), p99_us: at(99) }
+    }
+
+    /// Of a histogram of nanoseconds.
+    pub(crate) fn of_histogram(times: &Histogram<u64>) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "times are shorter than 2^52 ns")]
+        let at = |share| times.value_at_quantile(share) as f64 / 1e3;
+        Self { p50_us: at(0.5), p99_us: at(0.99) }
     }
 }
 

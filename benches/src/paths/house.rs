@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cuemq::{AckLevel, Broker, Consumer, Flush, Producer, Receipt, TopicSpec};
+use cuemq::{AckLevel, Broker, Consumer, Flush, Producer, PullConsumer, Receipt, TopicSpec};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::unconstrained;
@@ -128,10 +128,15 @@ impl House {
         Ok(self.verified)
     }
 
+    /// Reads the topic by offset.
+    pub(crate) fn reader(&self, group: &str) -> Result<PullConsumer> {
+        let broker = &self.present()?.broker;
+        self.runtime.block_on(reader(broker, group))
+    }
+
     /// Reads everything back through the broker.
     async fn poll_all(&self, broker: &Broker) -> Result<()> {
-        let mut reader = broker.pull_consumer("check").await?;
-        reader.assign_topic(TOPIC).await?;
+        let mut reader = reader(broker, "check").await?;
         let mut next = 0;
         while next < self.ledger.end() {
             let messages = reader.poll(POLL_MESSAGES, PATIENCE).await?;
@@ -148,6 +153,12 @@ impl House {
         }
         Ok(())
     }
+}
+
+async fn reader(broker: &Broker, group: &str) -> Result<PullConsumer> {
+    let mut reader = broker.pull_consumer(group).await?;
+    reader.assign_topic(TOPIC).await?;
+    Ok(reader)
 }
 
 /// Notes the receipt of a message, which has to promise this level.

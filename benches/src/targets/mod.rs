@@ -3,8 +3,15 @@
 
 mod append;
 mod durable;
+mod fetch;
+mod growth;
+mod latency;
+mod opening;
+mod start;
+mod supervision;
 mod through;
 
+pub mod child;
 pub mod row;
 pub mod scale;
 
@@ -53,10 +60,16 @@ impl Target {
 }
 
 /// All targets but the ninth, embedded peers, which has a crate of its own.
-pub const ALL: [Target; 3] = [
+pub const ALL: [Target; 9] = [
     Target { numbers: &[1], title: "raw apply", measure: append::run },
     Target { numbers: &[2, 3], title: "through the actors, and to a consumer and back", measure: through::run },
+    Target { numbers: &[4], title: "latency from a send to a handler", measure: latency::run },
     Target { numbers: &[5], title: "group commit", measure: durable::run },
+    Target { numbers: &[6], title: "fetch", measure: fetch::run },
+    Target { numbers: &[8], title: "opening a store again", measure: opening::run },
+    Target { numbers: &[10], title: "queues, groups, backlog, idle topics", measure: growth::run },
+    Target { numbers: &[11], title: "start, idle memory, size", measure: start::run },
+    Target { numbers: &[12], title: "supervision", measure: supervision::run },
 ];
 
 /// A rate.

@@ -74,18 +74,7 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     for &body_bytes in &context.scale.body_bytes {
         let (bodies, mut encoder) = (Arc::new(Bodies::new(body_bytes)), Encoder::new(body_bytes));
         for way in WAYS {
-            let (mut sent, mut transferred, mut verified) = (Vec::new(), Vec::new(), (0, 0));
-            let mut before = encoder.rate();
-            for _ in 0..context.scale.pairs {
-                let (sending, checked) = send_all(context, &bodies, way)?;
-                let after = encoder.rate();
-                sent.push(Pair { value: sending, limit: f64::midpoint(before, after) });
-                verified.0 += checked;
-                let (value, checked) = transfer_all(context, &bodies, way)?;
-                transferred.push(Pair { value, limit: sending });
-                verified.1 += checked;
-                before = encoder.rate();
-            }
+            let (sent, transferred, verified) = measure(context, &bodies, &mut encoder, way)?;
             rows.extend(way.rows(body_bytes, sent, transferred, verified));
         }
     }
@@ -93,25 +82,27 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn messages(context: &Context, bodies: &Bodies, way: Way) -> u64 {
-    Scale::messages(context.scale.send_bytes, bodies.body_bytes(), way.batch)
-}
-
-fn house(context: &Context, bodies: &Arc<Bodies>) -> Result<House> {
-    House::new(EngineKind::Mmap, Arc::clone(bodies), Flush::Buffered, &context.profile, &context.place)
-}
-
-fn send_all(context: &Context, bodies: &Arc<Bodies>, way: Way) -> Result<(f64, u64)> {
-    let (mut house, count) = (house(context, bodies)?, messages(context, bodies, way));
-    let time = send(&mut house, way.load(count))?;
-    Ok((per_second(count, time), house.move_out()?))
-}
-
-fn transfer_all(context: &Context, bodies: &Arc<Bodies>, way: Way) -> Result<(f64, u64)> {
-    let (mut house, count) = (house(context, bodies)?, messages(context, bodies, way));
-    let mut consumer = house.consumer(GROUP)?;
-    let time = transfer(&mut house, &mut consumer, way.load(count))?;
+/// One broker takes what is only sent, another one what is delivered too.
+fn measure(
+    context: &Context,
+    bodies: &Arc<Bodies>,
+    encoder: &mut Encoder,
+    way: Way,
+) -> Result<(Vec<Pair>, Vec<Pair>, (u64, u64))> {
+    let open =
+        || House::new(EngineKind::Mmap, Arc::clone(bodies), Flush::Buffered, &context.profile, &context.place);
+    let count = Scale::messages(context.scale.send_bytes, bodies.body_bytes(), way.batch);
+    let (mut sender, mut whole) = (open()?, open()?);
+    let mut consumer = whole.consumer(GROUP)?;
+    let (mut sent, mut transferred) = (Vec::new(), Vec::new());
+    for _ in 0..context.scale.pairs {
+        let before = encoder.rate();
+        let sending = per_second(count, send(&mut sender, way.load(count))?);
+        sent.push(Pair { value: sending, limit: f64::midpoint(before, encoder.rate()) });
+        let value = per_second(count, transfer(&mut whole, &mut consumer, way.load(count))?);
+        transferred.push(Pair { value, limit: sending });
+    }
     drop(consumer);
-    check_all_acknowledged(&house)?;
-    Ok((per_second(count, time), house.move_out()?))
+    check_all_acknowledged(&whole)?;
+    Ok((sent, transferred, (sender.move_out()?, whole.move_out()?)))
 }
