@@ -22,17 +22,39 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.first().map(String::as_str) == Some(targets::child::FLAG) { return targets::child::serve(&arguments[1..]); }
+    if arguments.first().map(String::as_str) == Some(targets::child::FLAG) {
+        return targets::child::serve(&arguments[1..]);
+    }
     let numbers: Vec<u8> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().ok_or("no parent")?.to_owned();
     let profile = if arguments.iter().any(|a| a == "--test") { Profile::tiny() } else { Profile::from_environment()? };
-    let context = Context { scale: Scale::of(&profile), profile, place: Place::from_environment(&target)?, program: Some(std::env::current_exe()?), target };
+    let context = Context {
+        scale: Scale::of(&profile),
+        profile,
+        place: Place::from_environment(&target)?,
+        program: Some(std::env::current_exe()?),
+        target,
+    };
     for t in targets::ALL {
-        if !numbers.is_empty() && !t.numbers.iter().any(|n| numbers.contains(n)) { continue; }
+        if !numbers.is_empty() && !t.numbers.iter().any(|n| numbers.contains(n)) {
+            continue;
+        }
         let start = cuemq_benches::stopwatch::Stopwatch::start();
         let rows = t.measure(&context)?;
         for row in &rows {
-            println!("{} {:60} {:>12} limit {:>12} ratio {:.3} {:.3} {:.3} {} {:?} verified {}", row.number, row.name, row.show(row.value), row.show(row.limit), row.ratio.min, row.ratio.median, row.ratio.max, row.target, row.met, row.verified);
+            println!(
+                "{} {:60} {:>12} limit {:>12} ratio {:.3} {:.3} {:.3} {} {:?} verified {}",
+                row.number,
+                row.name,
+                row.show(row.value),
+                row.show(row.limit),
+                row.ratio.min,
+                row.ratio.median,
+                row.ratio.max,
+                row.target,
+                row.met,
+                row.verified
+            );
         }
         println!("took {:?}", start.elapsed());
     }

@@ -3,6 +3,8 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Runs since it was made.
 #[derive(Clone, Copy, Debug)]
 pub struct Stopwatch(Instant);
@@ -27,4 +29,11 @@ pub fn idle(time: Duration) {
     let (_open, nothing) = mpsc::channel::<()>();
     // It times out, because nothing is ever sent.
     let _ = nothing.recv_timeout(time);
+}
+
+/// Processor time that all threads of this process have used so far.
+#[must_use]
+pub fn processor_time() -> Duration {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(used.tv_sec.unsigned_abs(), u32::try_from(used.tv_nsec).unwrap_or_default())
 }

@@ -19,6 +19,9 @@ use crate::configuration::Bound;
 use crate::profile::Profile;
 use crate::table::{bytes, short};
 
+/// Digits that histograms of times keep.
+pub(crate) const HISTOGRAM_DIGITS: u8 = 3;
+
 /// Median and tail of a time, in microseconds.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub struct Spread {

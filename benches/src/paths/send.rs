@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use cuemq::{AckLevel, Flush, Message, Producer, Receipt};
 use futures_util::stream::{FuturesOrdered, StreamExt};
+use hdrhistogram::Histogram;
 
 use super::house::{House, note};
 use super::{Rig, Setting};
 use crate::Result;
 use crate::configuration::{BATCHES_IN_FLIGHT, Path};
+use crate::limits::{HISTOGRAM_DIGITS, Spread};
 use crate::stopwatch::Stopwatch;
 use crate::workload::{Bodies, Ledger};
 
@@ -60,6 +62,21 @@ pub(crate) fn send(house: &mut House, load: Load) -> Result<Duration> {
     Ok(time)
 }
 
+/// Sends one message after the other, and returns how long each took from the send to its receipt.
+pub(crate) fn send_timed(house: &mut House, messages: u64) -> Result<Spread> {
+    let (producer, level) = (house.producer()?, house.level());
+    let mut times = Histogram::<u64>::new(HISTOGRAM_DIGITS)?;
+    let first = house.ledger.end();
+    for number in first..first + messages.max(1) {
+        let message = Message::new(house.bodies.body(number));
+        let watch = Stopwatch::start();
+        let receipt = house.block_on(producer.send(message))?;
+        times.record(u64::try_from(watch.elapsed().as_nanos())?)?;
+        note(&mut house.ledger, &receipt, number, level)?;
+    }
+    Ok(Spread::of_histogram(&times))
+}
+
 /// What one sender does.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Load {
@@ -87,9 +104,7 @@ impl Load {
         let note = |ledger: &mut Ledger, receipt: &Receipt, message| note(ledger, receipt, message, level);
         match self {
             Self::Singles { in_flight: 1, count } => send_one_by_one(producer, bodies, ledger, note, count).await,
-            Self::Singles { in_flight, count } => {
-                send_singles(producer, bodies, ledger, note, in_flight, count).await
-            }
+            Self::Singles { in_flight, count } => send_singles(producer, bodies, ledger, note, in_flight, count).await,
             Self::Batches { batch, in_flight, count } => {
                 send_batches(producer, bodies, ledger, note, (batch, in_flight), count).await
             }

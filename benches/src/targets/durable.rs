@@ -34,8 +34,7 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
 
 fn measure(context: &Context, bodies: &Arc<Bodies>, writers: Writers, times: f64) -> Result<Row> {
     let mut file = SyncFile::new(context.place.directory())?;
-    let mut house =
-        House::new(EngineKind::Mmap, Arc::clone(bodies), Flush::Durable, &context.profile, &context.place)?;
+    let mut house = House::new(EngineKind::Mmap, Arc::clone(bodies), Flush::Durable, &context.profile, &context.place)?;
     let rounds = context.scale.durable_rounds
         * match writers.count {
             1 => LONE_ROUNDS,

@@ -138,9 +138,7 @@ impl<'a> Store<'a> {
             let (one, other) = (fetch(from)?.records, fetch(from)?.records);
             copies += one.iter().zip(&other).filter(|(one, other)| address(one) != address(other)).count();
             // Where two maps meet, one neighbour is far away.
-            let alone = |three: &&[StoredRecord]| {
-                !as_in_log(&three[0], &three[1]) && !as_in_log(&three[1], &three[2])
-            };
+            let alone = |three: &&[StoredRecord]| !as_in_log(&three[0], &three[1]) && !as_in_log(&three[1], &three[2]);
             copies += one.windows(3).filter(alone).count();
         }
         #[expect(clippy::cast_precision_loss, reason = "messages of one store")]

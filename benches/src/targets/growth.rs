@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use cuemq::{Flush, Message, PullConsumer, SeekTo};
+use cuemq::{Flush, PullConsumer, SeekTo};
 use cuemq_storage_api::{Engine, FetchLimit, FetchRequest, QueueId, QueueKey, QueueOffset, Record, WriteBatch};
 use cuemq_storage_mmap::{MmapEngine, MmapSettings};
-use hdrhistogram::Histogram;
 use tempfile::TempDir;
 use tokio::runtime::Builder;
 
@@ -16,9 +15,8 @@ use super::row::{Goal, Pair, Row, Subject, against, side_by_side};
 use super::scale::Scale;
 use super::{Context, per_second};
 use crate::Result;
-use crate::limits::Spread;
-use crate::paths::house::{House, note};
-use crate::paths::send::{Load, send};
+use crate::paths::house::House;
+use crate::paths::send::{Load, send, send_timed};
 use crate::stopwatch::{Stopwatch, idle};
 use crate::store::EngineKind;
 use crate::table::short;
@@ -54,7 +52,14 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn subject(name: String, unit: &'static str, flush: &'static str, limit: &'static str, goal: Goal, note: &str) -> Subject {
+fn subject(
+    name: String,
+    unit: &'static str,
+    flush: &'static str,
+    limit: &'static str,
+    goal: Goal,
+    note: &str,
+) -> Subject {
     Subject { number: 10, name, unit, flush, limit, goal, note: note.into() }
 }
 
@@ -169,7 +174,10 @@ fn by_groups(context: &Context, bodies: &Arc<Bodies>, count: usize) -> Result<Ro
 
 fn by_backlog(context: &Context, bodies: &Arc<Bodies>, backlog: u64, judged: bool) -> Result<Row> {
     let mut house = house(context, bodies)?;
-    send(&mut house, Load::Batches { batch: POLL_MESSAGES, in_flight: 16, count: backlog.div_ceil(POLL_MESSAGES as u64) })?;
+    send(
+        &mut house,
+        Load::Batches { batch: POLL_MESSAGES, in_flight: 16, count: backlog.div_ceil(POLL_MESSAGES as u64) },
+    )?;
     let reader = house.reader("backlog")?;
     let reading = Reading::default();
     let pairs = std::thread::scope(|scope| {
@@ -182,7 +190,8 @@ fn by_backlog(context: &Context, bodies: &Arc<Bodies>, backlog: u64, judged: boo
     let verified = house.move_out()? + reading.read.into_inner();
     let name = format!("send p99 beside a reader of a backlog of {}", many(backlog));
     let goal = if judged { Goal::AtMost(2.0) } else { Goal::None };
-    let note = "one message at a time; the reader polls 256 at a time from the beginning, over and over, on its own thread";
+    let note =
+        "one message at a time; the reader polls 256 at a time from the beginning, over and over, on its own thread";
     Ok(subject(name, "us", "buffered", "p99 without reader", goal, note).row(pairs, verified))
 }
 
@@ -190,7 +199,7 @@ fn by_backlog(context: &Context, bodies: &Arc<Bodies>, backlog: u64, judged: boo
 fn beside_and_alone(context: &Context, house: &mut House, reading: &Reading) -> Result<Vec<Pair>> {
     let mut tail = |on: bool| {
         reading.on.store(on, Ordering::SeqCst);
-        Result::Ok(send_one_by_one(house, context.scale.latency_messages / 2)?.p99_us)
+        Result::Ok(send_timed(house, context.scale.latency_messages / 2)?.p99_us)
     };
     let mut pairs = Vec::with_capacity(context.scale.pairs);
     let mut before: f64 = tail(false)?;
@@ -201,20 +210,6 @@ fn beside_and_alone(context: &Context, house: &mut House, reading: &Reading) -> 
         before = after;
     }
     Ok(pairs)
-}
-
-fn send_one_by_one(house: &mut House, messages: u64) -> Result<Spread> {
-    let (producer, level) = (house.producer()?, house.level());
-    let mut times = Histogram::<u64>::new(3)?;
-    let first = house.ledger.end();
-    for number in first..first + messages.max(1) {
-        let message = Message::new(house.bodies.body(number));
-        let watch = Stopwatch::start();
-        let receipt = house.block_on(producer.send(message))?;
-        times.record(u64::try_from(watch.elapsed().as_nanos())?)?;
-        note(&mut house.ledger, &receipt, number, level)?;
-    }
-    Ok(Spread::of_histogram(&times))
 }
 
 /// A reader that others switch on and off.

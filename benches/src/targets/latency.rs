@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use super::Context;
 use super::row::{Goal, Pair, Row, Subject};
 use crate::Result;
-use crate::limits::{Spread, ping_time};
+use crate::limits::{HISTOGRAM_DIGITS, Spread, ping_time};
 use crate::paths::end_to_end::{GROUP, check_all_acknowledged};
 use crate::paths::house::{House, note};
 use crate::stopwatch::Stopwatch;
@@ -22,8 +22,6 @@ use crate::workload::Bodies;
 
 /// How long a message may take before it is called lost.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Digits that a histogram keeps.
-const DIGITS: u8 = 3;
 
 pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
@@ -91,7 +89,7 @@ impl Line {
     /// Sends one message after the other.
     fn pass(&mut self, messages: u64) -> Result<Spread> {
         let (producer, level) = (self.house.producer()?, self.house.level());
-        let mut times = Histogram::<u64>::new(DIGITS)?;
+        let mut times = Histogram::<u64>::new(HISTOGRAM_DIGITS)?;
         let first = self.house.ledger.end();
         for number in first..first + messages.max(1) {
             let message = Message::new(self.house.bodies.body(number));

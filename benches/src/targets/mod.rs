@@ -2,10 +2,12 @@
 //! several times in turns, and everything it counts is read back and checked.
 
 mod append;
+mod bare_fjall;
 mod durable;
 mod fetch;
 mod growth;
 mod latency;
+mod lsm;
 mod opening;
 mod start;
 mod supervision;
@@ -55,17 +57,19 @@ impl Target {
     /// # Errors
     /// Whatever engine or broker meet, and what a check finds.
     pub fn measure(&self, context: &Context) -> Result<Vec<Row>> {
-        (self.measure)(context).map_err(|failure| format!("target {:?}, {}: {failure}", self.numbers, self.title).into())
+        (self.measure)(context)
+            .map_err(|failure| format!("target {:?}, {}: {failure}", self.numbers, self.title).into())
     }
 }
 
 /// All targets but the ninth, embedded peers, which has a crate of its own.
-pub const ALL: [Target; 9] = [
+pub const ALL: [Target; 10] = [
     Target { numbers: &[1], title: "raw apply", measure: append::run },
     Target { numbers: &[2, 3], title: "through the actors, and to a consumer and back", measure: through::run },
     Target { numbers: &[4], title: "latency from a send to a handler", measure: latency::run },
     Target { numbers: &[5], title: "group commit", measure: durable::run },
     Target { numbers: &[6], title: "fetch", measure: fetch::run },
+    Target { numbers: &[7], title: "the LSM engine against bare fjall", measure: lsm::run },
     Target { numbers: &[8], title: "opening a store again", measure: opening::run },
     Target { numbers: &[10], title: "queues, groups, backlog, idle topics", measure: growth::run },
     Target { numbers: &[11], title: "start, idle memory, size", measure: start::run },

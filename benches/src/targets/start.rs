@@ -4,9 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use super::Context;
 use super::child::Child;
 use super::row::{Goal, Row, Subject, against};
-use super::Context;
 use crate::Result;
 use crate::stopwatch::{Stopwatch, idle as let_idle};
 
@@ -39,7 +39,11 @@ fn start(context: &Context) -> Result<Row> {
         let offset = child.number()?;
         let time = watch.elapsed();
         child.end()?;
-        if offset != 0 { Err(format!("the first message has offset {offset}").into()) } else { Ok(time.as_secs_f64() * 1e3) }
+        if offset != 0 {
+            Err(format!("the first message has offset {offset}").into())
+        } else {
+            Ok(time.as_secs_f64() * 1e3)
+        }
     })?;
     let verified = pairs.len() as u64;
     let note = "from the start of a new process to its first receipt, default settings, mmap engine, empty directory";

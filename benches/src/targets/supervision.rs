@@ -15,7 +15,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::Context;
 use super::row::{Goal, Pair, Row, Subject};
 use crate::Result;
-use crate::limits::Spread;
+use crate::limits::{HISTOGRAM_DIGITS, Spread};
 use crate::paths::house::note;
 use crate::stopwatch::Stopwatch;
 use crate::workload::{Bodies, Ledger, TOPIC, check_queue};
@@ -82,7 +82,7 @@ fn keep_panics_on_purpose_quiet() {
     ONCE.call_once(|| {
         let print = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
-            if info.payload_as_str() != Some(ON_PURPOSE) {
+            if info.payload().downcast_ref::<&str>() != Some(&ON_PURPOSE) {
                 print(info);
             }
         }));
@@ -166,7 +166,7 @@ fn measure(
     messages: u64,
     midway: impl Fn(),
 ) -> Result<Spread> {
-    let mut times = Histogram::<u64>::new(3)?;
+    let mut times = Histogram::<u64>::new(HISTOGRAM_DIGITS)?;
     for number in 0..messages {
         if number == messages / 2 {
             midway();

@@ -44,7 +44,7 @@ impl Way {
         }
     }
 
-    fn rows(self, body_bytes: usize, sent: Vec<Pair>, transferred: Vec<Pair>, verified: (u64, u64)) -> [Row; 2] {
+    fn rows(self, body_bytes: usize, measured: Measured) -> [Row; 2] {
         let name = format!("{}, {}", bytes(body_bytes), self.name);
         let in_flight = if self.batch == 1 { "" } else { ", 16 batches in flight" };
         let sending = Subject {
@@ -61,10 +61,12 @@ impl Way {
             name: format!("produce, deliver, ack, {name}"),
             limit: "target 2's value",
             goal: Goal::AtLeast(0.5),
-            note: format!("one queue, one sender{in_flight}, one member of one group; every body is checked on the way"),
+            note: format!(
+                "one queue, one sender{in_flight}, one member of one group; every body is checked on the way"
+            ),
             ..sending.clone()
         };
-        [sending.row(sent, verified.0), transferring.row(transferred, verified.1)]
+        [sending.row(measured.sent, measured.checked), transferring.row(measured.whole, measured.checked_whole)]
     }
 }
 
@@ -74,23 +76,24 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     for &body_bytes in &context.scale.body_bytes {
         let (bodies, mut encoder) = (Arc::new(Bodies::new(body_bytes)), Encoder::new(body_bytes));
         for way in WAYS {
-            let (sent, transferred, verified) = measure(context, &bodies, &mut encoder, way)?;
-            rows.extend(way.rows(body_bytes, sent, transferred, verified));
+            rows.extend(way.rows(body_bytes, measure(context, &bodies, &mut encoder, way)?));
         }
     }
     rows.sort_by_key(|row| row.number);
     Ok(rows)
 }
 
+/// Pairs of both targets, and how many messages of each were read back.
+struct Measured {
+    sent: Vec<Pair>,
+    whole: Vec<Pair>,
+    checked: u64,
+    checked_whole: u64,
+}
+
 /// One broker takes what is only sent, another one what is delivered too.
-fn measure(
-    context: &Context,
-    bodies: &Arc<Bodies>,
-    encoder: &mut Encoder,
-    way: Way,
-) -> Result<(Vec<Pair>, Vec<Pair>, (u64, u64))> {
-    let open =
-        || House::new(EngineKind::Mmap, Arc::clone(bodies), Flush::Buffered, &context.profile, &context.place);
+fn measure(context: &Context, bodies: &Arc<Bodies>, encoder: &mut Encoder, way: Way) -> Result<Measured> {
+    let open = || House::new(EngineKind::Mmap, Arc::clone(bodies), Flush::Buffered, &context.profile, &context.place);
     let count = Scale::messages(context.scale.send_bytes, bodies.body_bytes(), way.batch);
     let (mut sender, mut whole) = (open()?, open()?);
     let mut consumer = whole.consumer(GROUP)?;
@@ -104,5 +107,5 @@ fn measure(
     }
     drop(consumer);
     check_all_acknowledged(&whole)?;
-    Ok((sent, transferred, (sender.move_out()?, whole.move_out()?)))
+    Ok(Measured { sent, whole: transferred, checked: sender.move_out()?, checked_whole: whole.move_out()? })
 }
