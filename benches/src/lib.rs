@@ -18,6 +18,7 @@ pub mod configuration;
 pub mod limits;
 pub mod machine;
 pub mod measured;
+pub mod moment;
 pub mod page;
 pub mod paths;
 pub mod place;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use encode::Encoder;
 pub use ping::ping_time;
@@ -23,7 +23,7 @@ use crate::table::{bytes, short};
 pub(crate) const HISTOGRAM_DIGITS: u8 = 3;
 
 /// Median and tail of a time, in microseconds.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Spread {
     /// Half of all are shorter.
     pub p50_us: f64,
@@ -48,7 +48,7 @@ impl Spread {
 }
 
 /// The physical limits at one body size.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of each body.
     pub body_bytes: usize,

@@ -13,7 +13,10 @@ mod start;
 mod supervision;
 mod through;
 
+pub mod board;
 pub mod child;
+pub mod choice;
+pub mod plot;
 pub mod row;
 pub mod scale;
 

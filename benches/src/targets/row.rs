@@ -208,8 +208,9 @@ impl Row {
     pub fn show(&self, number: f64) -> String {
         match self.unit.as_str() {
             "msg/s" => format!("{}/s", short(number)),
-            unit if number != 0.0 && number.abs() < 0.01 => format!("{number:.6} {unit}"),
-            unit => format!("{} {unit}", short(number)),
+            unit if number.abs() >= 100.0 => format!("{number:.0} {unit}"),
+            unit if number == 0.0 || number.abs() >= 0.1 => format!("{number:.1} {unit}"),
+            unit => format!("{number:.6} {unit}"),
         }
     }
 }
