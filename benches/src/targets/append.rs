@@ -19,7 +19,7 @@ use crate::workload::{Bodies, check_queue, queue};
 const BATCHES: [usize; 3] = [1, 64, 256];
 const JUDGED_BATCH: usize = 64;
 /// How many times less is written in a pass that is not judged.
-const CURVE_SHARE: u64 = 4;
+const CURVE_SHARE: u64 = 8;
 /// Body bytes of batches that are made ahead, so that making them is not timed.
 const AHEAD_BYTES: usize = 4 << 20;
 

@@ -156,7 +156,11 @@ fn house(context: &Context, bodies: &Arc<Bodies>) -> Result<House> {
 fn by_groups(context: &Context, bodies: &Arc<Bodies>, count: usize) -> Result<Row> {
     let (mut one, mut all) = (house(context, bodies)?, house(context, bodies)?);
     let members = |house: &House, count: usize| {
-        (0..count).map(|number| house.consumer(&format!("group-{number}"))).collect::<Result<Vec<_>>>()
+        let names = (0..count).map(|number| format!("group-{number}"));
+        let members = names.map(|name| Ok((house.consumer(&name)?, name))).collect::<Result<Vec<_>>>()?;
+        // Each group hears of every topic, and each group has one for its retries: this waits until all have.
+        members.iter().try_for_each(|(_, name)| house.lag(name).map(drop))?;
+        Result::Ok(members)
     };
     let joined = (members(&one, 1)?, members(&all, count)?);
     let messages = Scale::messages(context.scale.send_bytes / 4, BODY_BYTES, BATCH);
@@ -249,7 +253,7 @@ impl Reading {
 
 fn idle_topics(context: &Context) -> Result<Row> {
     let topics = context.scale.topics;
-    let pairs = against(context.scale.pairs.min(3), TOPIC_BYTES, || {
+    let pairs = against(context.scale.pairs, TOPIC_BYTES, || {
         let folder = context.place.folder()?;
         let mut child = Child::start(context, "topics", folder.path(), u64::from(topics))?;
         let bytes = child.number()?;

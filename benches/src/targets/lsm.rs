@@ -22,8 +22,6 @@ use crate::store::EngineKind;
 use crate::table::bytes;
 use crate::workload::{Bodies, check_queue, queue};
 
-/// Messages per batch.
-const BATCHES: [usize; 2] = [64, 256];
 /// Messages that one side handles before it is the other's turn, within one measurement: so whatever else the machine
 /// does meets both.
 const TURN_MESSAGES: usize = 2048;
@@ -43,7 +41,7 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
         let bodies = Bodies::new(body_bytes);
         let count = usize::try_from(Scale::messages(context.scale.lsm_bytes, body_bytes, TURN_MESSAGES))?;
         let material = Rows::of(&bodies, count, &context.place)?;
-        for batch in BATCHES {
+        for &batch in &context.scale.lsm_batches {
             rows.extend(against_fjall(context, &bodies, &material, count, batch)?);
         }
     }

@@ -51,7 +51,7 @@ fn start(context: &Context) -> Result<Row> {
 }
 
 fn idle(context: &Context) -> Result<Row> {
-    let pairs = against(context.scale.pairs.min(3), IDLE_MB, || {
+    let pairs = against(context.scale.pairs, IDLE_MB, || {
         let folder = context.place.folder()?;
         let mut child = Child::start(context, "start", folder.path(), 0)?;
         child.number()?;
