@@ -29,6 +29,7 @@
 pub mod limits;
 
 mod actors;
+mod admission;
 mod broker;
 mod builder;
 mod clock;
@@ -54,7 +55,7 @@ pub use actors::group::{GroupDescription, MemberDescription, QueueLag};
 pub use broker::{Broker, QueueDescription, TopicDescription};
 pub use builder::BrokerBuilder;
 pub use clock::{Clock, ManualClock, Sleep};
-pub use consumer::{Consumer, ConsumerBuilder, Delivery, PullConsumer, Received, SeekTo, StartAt, WorkerHandle};
+pub use consumer::{Batch, Consumer, ConsumerBuilder, Delivery, PullConsumer, Received, SeekTo, StartAt, WorkerHandle};
 pub use cuemq_storage_api::{Engine, FaultEngine, MemoryEngine, QueueId, QueueKey, QueueOffset, Timestamp};
 pub use domain::assignment::AssignmentStrategy;
 pub use domain::retry::RetryPolicy;

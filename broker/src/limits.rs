@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+/// Most single messages that wait as one burst, with one answer for all of them.
+pub const MAX_BURST_RECORDS: usize = 256;
+/// Most payload bytes of single messages that wait as one burst.
+pub const MAX_BURST_BYTES: usize = 1 << 20;
 /// Most requests that one queue actor merges into one write.
 pub const MAX_DRAIN_REQUESTS: usize = 4096;
 /// Most records that one queue actor merges into one write.

@@ -29,6 +29,12 @@ pub(crate) const DEAD_REASON: &str = "__dead_reason";
 #[derive(Clone, Debug)]
 pub struct Message {
     body: Bytes,
+    /// Apart from the body, because most messages of a fast sender have none of it and are moved often.
+    extras: Option<Box<Extras>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Extras {
     tag: Option<String>,
     keys: Vec<String>,
     sharding_key: Option<String>,
@@ -47,7 +53,11 @@ impl Message {
     /// A message with this body.
     #[must_use]
     pub fn new(body: impl Into<Bytes>) -> Self {
-        Self { body: body.into(), tag: None, keys: Vec::new(), sharding_key: None, properties: Vec::new(), delay: None }
+        Self { body: body.into(), extras: None }
+    }
+
+    fn extras_mut(&mut self) -> &mut Extras {
+        self.extras.get_or_insert_default()
     }
 
     /// A message whose body is a value as JSON.
@@ -63,49 +73,49 @@ impl Message {
     /// Sets the tag, by which consumers filter; 1 byte to 1 KiB, without `||`.
     #[must_use]
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
-        self.tag = Some(tag.into());
+        self.extras_mut().tag = Some(tag.into());
         self
     }
 
     /// Adds a key under which the message can be found.
     #[must_use]
     pub fn key(mut self, key: impl Into<String>) -> Self {
-        self.keys.push(key.into());
+        self.extras_mut().keys.push(key.into());
         self
     }
 
     /// Sets the key that chooses the queue: messages with one sharding key are delivered in the order of their sends.
     #[must_use]
     pub fn sharding_key(mut self, key: impl Into<String>) -> Self {
-        self.sharding_key = Some(key.into());
+        self.extras_mut().sharding_key = Some(key.into());
         self
     }
 
     /// Adds a named value. Names that begin with `__` are the broker's own and refused at the send.
     #[must_use]
     pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.properties.push((name.into(), value.into()));
+        self.extras_mut().properties.push((name.into(), value.into()));
         self
     }
 
     /// Delivers the message only after this time.
     #[must_use]
     pub fn delay(mut self, delay: Duration) -> Self {
-        self.delay = Some(Delay::For(delay));
+        self.extras_mut().delay = Some(Delay::For(delay));
         self
     }
 
     /// Delivers the message after delay level 1 to 18 (1 s to 2 h); 0 is no delay, beyond the last means the last.
     #[must_use]
     pub fn delay_level(mut self, level: u8) -> Self {
-        self.delay = (level > 0).then_some(Delay::Level(level));
+        self.extras_mut().delay = (level > 0).then_some(Delay::Level(level));
         self
     }
 
     /// Delivers the message at this time of the broker's clock or right after; a past time is now.
     #[must_use]
     pub fn deliver_at(mut self, at: Timestamp) -> Self {
-        self.delay = Some(Delay::Until(at));
+        self.extras_mut().delay = Some(Delay::Until(at));
         self
     }
 
@@ -118,39 +128,47 @@ impl Message {
     /// The sharding key, if one was set: what a selector looks at.
     #[must_use]
     pub fn sharding_key_ref(&self) -> Option<&str> {
-        self.sharding_key.as_deref()
+        self.extras.as_ref()?.sharding_key.as_deref()
     }
 
     /// The tag, if one was set.
     #[must_use]
     pub fn tag_ref(&self) -> Option<&str> {
-        self.tag.as_deref()
+        self.extras.as_ref()?.tag.as_deref()
     }
 
     pub(crate) fn delay_ref(&self) -> Option<Delay> {
-        self.delay
+        self.extras.as_ref()?.delay
     }
 
     /// Bytes that count against the limits on what is in flight.
     pub(crate) fn payload_bytes(&self) -> usize {
-        let properties: usize = self.properties.iter().map(|(name, value)| name.len() + value.len()).sum();
-        let keys: usize = self.keys.iter().map(String::len).sum();
-        self.body.len()
-            + properties
-            + keys
-            + self.tag.as_ref().map_or(0, String::len)
-            + self.sharding_key.as_ref().map_or(0, String::len)
+        self.body.len() + self.extras.as_ref().map_or(0, |extras| extras.payload_bytes())
     }
 
-    /// Checks everything that depends on the message alone and turns it into what engines store.
-    pub(crate) fn to_record(&self, now: Timestamp, max_body_bytes: usize) -> std::result::Result<Record, InvalidInput> {
+    /// Checks everything that depends on the message alone; returns all but its body as engines store it.
+    pub(crate) fn checked_attributes(&self, max_body_bytes: usize) -> std::result::Result<Attributes, InvalidInput> {
         if self.body.len() > max_body_bytes {
             return Err(InvalidInput::new(format!(
                 "body has {} bytes, more than max_body_bytes = {max_body_bytes}: split it, or raise the setting",
                 self.body.len()
             )));
         }
-        Ok(Record::new(self.body.clone(), now).with_attributes(self.attributes()?))
+        self.extras.as_ref().map_or(Ok(Attributes::EMPTY), |extras| extras.attributes())
+    }
+
+    /// What engines store, with the attributes that a check returned.
+    pub(crate) fn into_record(self, attributes: Attributes, now: Timestamp) -> Record {
+        Record { body: self.body, attributes, born_at: now }
+    }
+}
+
+impl Extras {
+    fn payload_bytes(&self) -> usize {
+        let properties: usize = self.properties.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let keys: usize = self.keys.iter().map(String::len).sum();
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        properties + keys + text(&self.tag) + text(&self.sharding_key)
     }
 
     fn attributes(&self) -> std::result::Result<Attributes, InvalidInput> {
@@ -304,12 +322,12 @@ mod tests {
     #[test]
     fn the_brokers_own_properties_are_refused() {
         let message = Message::new("x").property("__attempts", "9");
-        let error = message.to_record(Timestamp::default(), 10).unwrap_err();
+        let error = message.checked_attributes(10).unwrap_err();
         assert!(error.to_string().contains("rename it"), "{error}");
         let large = Message::new("x").property("p", "x".repeat(MAX_PROPERTIES_BYTES));
-        let error = large.to_record(Timestamp::default(), 10).unwrap_err();
+        let error = large.checked_attributes(10).unwrap_err();
         assert!(error.to_string().contains("more than 32768"), "{error}");
-        let error = Message::new(vec![0; 11]).to_record(Timestamp::default(), 10).unwrap_err();
+        let error = Message::new(vec![0; 11]).checked_attributes(10).unwrap_err();
         assert!(error.to_string().contains("11 bytes, more than max_body_bytes = 10"), "{error}");
     }
 }

@@ -1,21 +1,21 @@
 //! Sends messages to one topic.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use cuemq_storage_api::{QueueId, QueueKey, Record, Timestamp};
+use cuemq_storage_api::{Attributes, QueueId, Record, Timestamp};
 use tokio::sync::oneshot;
 
 use crate::actors::delay::DelayRequest;
-use crate::actors::queue::{AppendRequest, CallbackOnce, QueueHandle, Records, Reply};
+use crate::actors::queue::{QueueHandle, Ticket};
 use crate::actors::topic::{SpanRequest, TopicHandle};
+use crate::admission::Taken;
 use crate::broker::Keeper;
 use crate::error::{Error, ErrorKind, Rejected, Result};
 use crate::message::{Delay, Message, Receipt};
-use crate::shared::Permit;
 
 /// Chooses the queue of a message: gets the message and the number of queues, returns a queue number.
 type Selector = Arc<dyn Fn(&Message, u32) -> u32 + Send + Sync>;
@@ -65,12 +65,10 @@ impl Producer {
     /// `Invalid` names the value and the limit; `NotStored`, `Full`, `Closed` and `Unavailable` mean that nothing was
     /// stored; `Unknown` that it may have been.
     pub async fn send(&self, message: impl Into<Message>) -> Result<Receipt> {
-        let message = message.into();
-        let shared = self.keeper.shared();
-        let permit = shared.admit(1, message.payload_bytes()).await?;
-        let (sender, receiver) = oneshot::channel();
-        self.hand_over(&message, Reply::One(sender), permit)?;
-        receiver.await.unwrap_or_else(|_| Err(Error::lost("the send")))
+        let (message, shared) = (message.into(), self.keeper.shared());
+        let attributes = message.checked_attributes(shared.settings.max_body_bytes)?;
+        let taken = shared.admit(1, message.payload_bytes()).await?;
+        self.hand_over(message, attributes, taken)?.await
     }
 
     /// Sends a message without waiting: the receipt comes later. Calls from one thread keep their order.
@@ -78,9 +76,17 @@ impl Producer {
     /// # Errors
     /// `Full` when too much is in flight, and what [`send`](Producer::send) says of bad messages; the message comes back.
     pub fn enqueue(&self, message: impl Into<Message>) -> std::result::Result<PendingReceipt, Rejected> {
-        let (sender, receiver) = oneshot::channel();
-        self.try_hand_over(message.into(), Reply::One(sender))?;
-        Ok(PendingReceipt { receiver })
+        let (message, shared) = (message.into(), self.keeper.shared());
+        let admitted = shared.check_running().and_then(|()| {
+            let attributes = message.checked_attributes(shared.settings.max_body_bytes)?;
+            let taken = shared.admission.try_take(1, message.payload_bytes())?;
+            let chosen = self.selector.as_ref().map(|select| self.selected(select, &message)).transpose()?;
+            Ok((attributes, taken, chosen))
+        });
+        match admitted {
+            Ok((attributes, taken, chosen)) => Ok(self.hand_over_to(chosen, message, attributes, taken)),
+            Err(error) => Err(Rejected { error, message: Box::new(message) }),
+        }
     }
 
     /// Sends a message and calls back exactly once, on one of the broker's threads, with the outcome. The callback
@@ -93,11 +99,10 @@ impl Producer {
         message: impl Into<Message>,
         callback: impl FnOnce(Result<Receipt>) + Send + 'static,
     ) -> std::result::Result<(), Rejected> {
-        let (sender, receiver) = oneshot::channel::<Result<Receipt>>();
-        self.try_hand_over(message.into(), Reply::One(sender))?;
+        let pending = self.enqueue(message)?;
         let callback = CallbackOnce::new(callback);
         self.keeper.shared().arbiters.delivery().spawn(async move {
-            callback.call(receiver.await.unwrap_or_else(|_| Err(Error::lost("the send"))));
+            callback.call(pending.await);
         });
         Ok(())
     }
@@ -107,7 +112,7 @@ impl Producer {
     /// # Errors
     /// As [`enqueue`](Producer::enqueue).
     pub fn send_one_way(&self, message: impl Into<Message>) -> std::result::Result<(), Rejected> {
-        self.try_hand_over(message.into(), Reply::Nobody)
+        self.enqueue(message).map(drop)
     }
 
     /// Sends messages that are stored together or not at all, also when they belong to several queues. Receipts
@@ -122,94 +127,103 @@ impl Producer {
         let shared = self.keeper.shared();
         shared.check_running()?;
         let bytes = messages.iter().map(Message::payload_bytes).sum();
-        let permit = shared.admit(messages.len(), bytes).await?;
-        let (sender, receiver) = oneshot::channel();
-        self.hand_over_batch(messages, sender, permit)?;
-        receiver.await.unwrap_or_else(|_| Err(Error::lost("the batch")))
-    }
-
-    fn hand_over_batch(
-        &self,
-        messages: Vec<Message>,
-        reply: oneshot::Sender<Result<Vec<Receipt>>>,
-        permit: Permit,
-    ) -> Result<()> {
-        let now = self.keeper.shared().clock.now();
+        let taken = shared.admit(messages.len(), bytes).await?;
         // Without keys and without a selector the whole batch takes its turn as one.
         let free = self.selector.is_none() && messages.iter().all(|m| m.sharding_key_ref().is_none());
-        if free {
-            let records = messages.iter().map(|m| self.batch_record(m, now)).collect::<Result<Vec<_>>>()?;
-            let records = Records::Many(records);
-            let queue = self.topic.choose(None);
-            queue.append(AppendRequest { records, reply: Reply::Many(reply), permit: Some(permit) });
-            return Ok(());
-        }
-        let mut records: Vec<(QueueKey, Record)> = Vec::with_capacity(messages.len());
-        for message in &messages {
-            let record = self.batch_record(message, now)?;
-            records.push((self.queue_of(message)?.key().clone(), record));
-        }
-        let first = records[0].0.clone();
-        if records.iter().all(|(queue, _)| *queue == first) {
-            // One queue: its own actor keeps the order with the sends before and after.
-            let records = Records::Many(records.into_iter().map(|(_, record)| record).collect());
-            let request = AppendRequest { records, reply: Reply::Many(reply), permit: Some(permit) };
-            self.topic.queue(first.queue)?.append(request);
+        let mut ticket = if free {
+            let records = self.batch_records(messages)?;
+            self.topic.choose(None).send_batch(shared, records, bytes, taken)
         } else {
-            self.topic.append_across(SpanRequest { records, reply, permit });
-        }
-        Ok(())
+            let chosen: Vec<&QueueHandle> = messages.iter().map(|m| self.queue_of(m)).collect::<Result<_>>()?;
+            let records = self.batch_records(messages)?;
+            if chosen.iter().any(|queue| queue.key() != chosen[0].key()) {
+                return self.send_across(&chosen, records, taken).await;
+            }
+            // One queue: its own actor keeps the order with the sends before and after.
+            chosen[0].send_batch(shared, records, bytes, taken)
+        };
+        poll_fn(|cx| ticket.poll_receipts(cx)).await
     }
 
-    fn batch_record(&self, message: &Message, now: Timestamp) -> Result<Record> {
-        if message.delay_ref().is_some() {
-            return Err(Error::new(ErrorKind::Invalid, "a message of a batch cannot be delayed: send it alone"));
-        }
-        Ok(message.to_record(now, self.keeper.shared().settings.max_body_bytes)?)
+    fn batch_records(&self, messages: Vec<Message>) -> Result<Vec<Record>> {
+        let shared = self.keeper.shared();
+        let now = shared.clock.now();
+        let record = |message: Message| {
+            if message.delay_ref().is_some() {
+                return Err(Error::new(ErrorKind::Invalid, "a message of a batch cannot be delayed: send it alone"));
+            }
+            let attributes = message.checked_attributes(shared.settings.max_body_bytes)?;
+            Ok(message.into_record(attributes, now))
+        };
+        messages.into_iter().map(record).collect()
+    }
+
+    async fn send_across(
+        &self,
+        queues: &[&QueueHandle],
+        records: Vec<Record>,
+        taken: Taken<'_>,
+    ) -> Result<Vec<Receipt>> {
+        let records = queues.iter().map(|queue| queue.key().clone()).zip(records).collect();
+        let (reply, receipts) = oneshot::channel();
+        self.topic.append_across(self.keeper.shared(), SpanRequest { records, reply, permit: taken.keep() });
+        receipts.await.unwrap_or_else(|_| Err(Error::lost("the batch")))
+    }
+
+    /// The queue that the selector chooses.
+    fn selected(&self, select: &Selector, message: &Message) -> Result<&QueueHandle> {
+        let queues = self.topic.queue_count().get();
+        let chosen = select(message, queues);
+        let id = QueueId::new(chosen).ok().filter(|id| self.topic.queue_count().contains(*id));
+        let id = id.ok_or_else(|| {
+            let text = format!("the selector chose queue {chosen} of {queues}: return 0 to {}", queues - 1);
+            Error::new(ErrorKind::Invalid, text)
+        })?;
+        self.topic.queue(id)
     }
 
     fn queue_of(&self, message: &Message) -> Result<&QueueHandle> {
         match &self.selector {
-            Some(select) => {
-                let queues = self.topic.queue_count().get();
-                let chosen = select(message, queues);
-                let id = QueueId::new(chosen).ok().filter(|id| self.topic.queue_count().contains(*id));
-                let id = id.ok_or_else(|| {
-                    let text = format!("the selector chose queue {chosen} of {queues}: return 0 to {}", queues - 1);
-                    Error::new(ErrorKind::Invalid, text)
-                })?;
-                self.topic.queue(id)
-            }
+            Some(select) => self.selected(select, message),
             None => Ok(self.topic.choose(message.sharding_key_ref())),
         }
     }
 
-    fn try_hand_over(&self, message: Message, reply: Reply) -> std::result::Result<(), Rejected> {
-        let shared = self.keeper.shared();
-        let handed = shared
-            .check_running()
-            .and_then(|()| shared.admission.try_admit(1, message.payload_bytes()))
-            .and_then(|permit| self.hand_over(&message, reply, permit));
-        handed.map_err(|error| Rejected { error, message: Box::new(message) })
+    fn hand_over(&self, message: Message, attributes: Attributes, taken: Taken<'_>) -> Result<PendingReceipt> {
+        let chosen = self.selector.as_ref().map(|select| self.selected(select, &message)).transpose()?;
+        Ok(self.hand_over_to(chosen, message, attributes, taken))
     }
 
-    fn hand_over(&self, message: &Message, reply: Reply, permit: Permit) -> Result<()> {
-        let shared = self.keeper.shared();
-        let now = shared.clock.now();
-        let span = tracing::trace_span!("broker.send", topic = self.topic());
-        let _entered = span.enter();
-        let record = message.to_record(now, shared.settings.max_body_bytes)?;
+    /// Hands a message over; from here on it lands. `chosen` is the queue that a selector chose.
+    fn hand_over_to(
+        &self,
+        chosen: Option<&QueueHandle>,
+        message: Message,
+        attributes: Attributes,
+        taken: Taken<'_>,
+    ) -> PendingReceipt {
+        let clock = &self.keeper.shared().clock;
+        let _entered = tracing::trace_span!("broker.send", topic = self.topic()).entered();
         if let Some(delay) = message.delay_ref() {
-            let due = self.due(delay, now);
-            // The selector chooses now, because it needs the message; the others choose when the message is due.
-            let queue = if self.selector.is_some() { Some(self.queue_of(message)?.key().queue) } else { None };
-            let topic = self.topic.name().clone();
-            let request = DelayRequest { topic, queue, due, record, flush: self.topic.flush(), reply, _permit: permit };
+            let (reply, receipt) = oneshot::channel();
+            let now = clock.now();
+            // A selector has chosen, because it needs the message; the others choose when the message is due.
+            let request = DelayRequest {
+                topic: self.topic.name().clone(),
+                queue: chosen.map(|queue| queue.key().queue),
+                due: self.due(delay, now),
+                record: message.into_record(attributes, now),
+                flush: self.topic.flush(),
+                reply,
+                _permit: taken.keep(),
+            };
             self.keeper.delay().schedule(request);
-            return Ok(());
+            return PendingReceipt(Pending::Delayed(receipt));
         }
-        self.queue_of(message)?.append(AppendRequest { records: Records::One(record), reply, permit: Some(permit) });
-        Ok(())
+        let queue = chosen.unwrap_or_else(|| self.topic.choose(message.sharding_key_ref()));
+        // The queue sets when it was born: one look at the clock for all that wait.
+        let record = message.into_record(attributes, Timestamp::MIN);
+        PendingReceipt(Pending::Stored(queue.send(self.keeper.shared(), record, taken)))
     }
 
     fn due(&self, delay: Delay, now: Timestamp) -> Timestamp {
@@ -224,14 +238,48 @@ impl Producer {
 /// A receipt that comes later. Dropping it does not take the message back.
 #[derive(Debug)]
 #[must_use = "the outcome of a send is lost unless its receipt is awaited"]
-pub struct PendingReceipt {
-    receiver: oneshot::Receiver<Result<Receipt>>,
+pub struct PendingReceipt(Pending);
+
+#[derive(Debug)]
+enum Pending {
+    Stored(Ticket),
+    Delayed(oneshot::Receiver<Result<Receipt>>),
 }
 
 impl Future for PendingReceipt {
     type Output = Result<Receipt>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.receiver).poll(cx).map(|answer| answer.unwrap_or_else(|_| Err(Error::lost("the send"))))
+        match &mut self.0 {
+            Pending::Stored(ticket) => ticket.poll_receipt(cx),
+            Pending::Delayed(receiver) => {
+                Pin::new(receiver).poll(cx).map(|answer| answer.unwrap_or_else(|_| Err(Error::lost("the send"))))
+            }
+        }
+    }
+}
+
+type Callback = Box<dyn FnOnce(Result<Receipt>) + Send>;
+
+/// A callback that is called when it is answered or, with `Unknown`, when it is dropped.
+struct CallbackOnce(Option<Callback>);
+
+impl CallbackOnce {
+    fn new(callback: impl FnOnce(Result<Receipt>) + Send + 'static) -> Self {
+        Self(Some(Box::new(callback)))
+    }
+
+    fn call(mut self, result: Result<Receipt>) {
+        if let Some(callback) = self.0.take() {
+            callback(result);
+        }
+    }
+}
+
+impl Drop for CallbackOnce {
+    fn drop(&mut self) {
+        if let Some(callback) = self.0.take() {
+            callback(Err(Error::lost("the send")));
+        }
     }
 }

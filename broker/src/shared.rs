@@ -6,16 +6,15 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use cuemq_storage_api::{GroupName, TopicName};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::actors::delay::DelayHandle;
 use crate::actors::group::GroupHandle;
 use crate::actors::supervisor::Supervision;
 use crate::actors::topic::TopicHandle;
 use crate::actors::transaction::TransactionHandle;
+use crate::admission::{Admission, Taken};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::MAX_BATCH_MESSAGES;
 use crate::runtime::Arbiters;
 use crate::settings::BrokerSettings;
 use crate::state::StateCell;
@@ -43,7 +42,7 @@ pub(crate) struct Shared {
     pub(crate) storage: StorageHandle,
     pub(crate) arbiters: Arbiters,
     pub(crate) supervision: Supervision,
-    pub(crate) admission: Admission,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) topics: Registry<TopicName, TopicHandle>,
     pub(crate) groups: Registry<GroupName, GroupHandle>,
     pub(crate) probe: Option<Probe>,
@@ -71,6 +70,11 @@ impl Shared {
         }
     }
 
+    /// Whether a test looks at every message.
+    pub(crate) fn is_probed(&self) -> bool {
+        self.probe.is_some()
+    }
+
     /// A number that this store never gave before.
     pub(crate) fn take_number(&self) -> u64 {
         self.numbers.next.fetch_add(1, Ordering::Relaxed)
@@ -92,10 +96,10 @@ impl Shared {
     }
 
     /// Waits for room for what is sent; a broker that ends meanwhile says why.
-    pub(crate) async fn admit(&self, messages: usize, bytes: usize) -> Result<Permit> {
+    pub(crate) async fn admit(&self, messages: usize, bytes: usize) -> Result<Taken<'_>> {
         self.check_running()?;
-        let admitted = self.admission.admit(messages, bytes).await;
-        admitted.map_err(|error| match error.kind() {
+        let taken = self.admission.take(messages, bytes).await;
+        taken.map_err(|error| match error.kind() {
             ErrorKind::Closed => self.check_running().err().unwrap_or(error),
             _ => error,
         })
@@ -142,95 +146,6 @@ impl<K: std::hash::Hash + Eq + Clone + Ord, V> Registry<K, V> {
         let mut all: Vec<_> = entries.iter().map(|(name, handle)| (name.clone(), Arc::clone(handle))).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
-    }
-}
-
-/// Bounds what is sent and not yet acknowledged, in messages and in bytes. actix mailboxes do not bound `send`.
-#[derive(Debug)]
-pub(crate) struct Admission {
-    messages: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
-    max_messages: u32,
-    max_bytes: u32,
-}
-
-/// Held from admission to acknowledgement.
-#[derive(Debug)]
-pub(crate) struct Permit {
-    _messages: OwnedSemaphorePermit,
-    _bytes: OwnedSemaphorePermit,
-}
-
-impl Admission {
-    pub(crate) fn new(settings: &BrokerSettings) -> Self {
-        let (max_messages, max_bytes) = (settings.max_in_flight_messages, settings.max_in_flight_bytes);
-        Self {
-            messages: Arc::new(Semaphore::new(max_messages as usize)),
-            bytes: Arc::new(Semaphore::new(max_bytes as usize)),
-            max_messages,
-            max_bytes,
-        }
-    }
-
-    fn amounts(&self, messages: usize, bytes: usize) -> Result<(u32, u32)> {
-        let most = MAX_BATCH_MESSAGES.min(self.max_messages as usize);
-        if messages > most {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("a batch of {messages} messages is larger than {most}: split it"),
-            ));
-        }
-        match (u32::try_from(messages), u32::try_from(bytes)) {
-            (Ok(messages), Ok(bytes)) if bytes <= self.max_bytes => Ok((messages, bytes)),
-            _ => Err(Error::new(
-                ErrorKind::Invalid,
-                format!(
-                    "{bytes} bytes at once are more than max_in_flight_bytes = {}: split the batch",
-                    self.max_bytes
-                ),
-            )),
-        }
-    }
-
-    /// Waits for room.
-    pub(crate) async fn admit(&self, messages: usize, bytes: usize) -> Result<Permit> {
-        let (messages, bytes) = self.amounts(messages, bytes)?;
-        let closed = |_| Error::closed("the broker");
-        let messages = Arc::clone(&self.messages).acquire_many_owned(messages).await.map_err(closed)?;
-        let bytes = Arc::clone(&self.bytes).acquire_many_owned(bytes).await.map_err(closed)?;
-        Ok(Permit { _messages: messages, _bytes: bytes })
-    }
-
-    /// Takes room if there is some.
-    pub(crate) fn try_admit(&self, messages: usize, bytes: usize) -> Result<Permit> {
-        let (messages, bytes) = self.amounts(messages, bytes)?;
-        let refused = |error| match error {
-            tokio::sync::TryAcquireError::Closed => Error::closed("the broker"),
-            tokio::sync::TryAcquireError::NoPermits => Error::new(
-                ErrorKind::Full,
-                format!(
-                    "{} messages or {} bytes are in flight: wait for some receipts, then retry",
-                    self.max_messages, self.max_bytes
-                ),
-            ),
-        };
-        let messages = Arc::clone(&self.messages).try_acquire_many_owned(messages).map_err(refused)?;
-        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(bytes).map_err(refused)?;
-        Ok(Permit { _messages: messages, _bytes: bytes })
-    }
-
-    /// Resolves once nothing is in flight; then nothing is admitted any more.
-    pub(crate) async fn drain(&self) {
-        if let Ok(all) = self.messages.acquire_many(self.max_messages).await {
-            all.forget();
-        }
-        self.close();
-    }
-
-    /// Refuses everybody who waits and whoever comes.
-    pub(crate) fn close(&self) {
-        self.messages.close();
-        self.bytes.close();
     }
 }
 

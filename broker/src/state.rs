@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
@@ -36,20 +37,40 @@ impl fmt::Display for BrokerState {
 /// The one place that changes the state; watchers see every change.
 #[derive(Clone, Debug)]
 pub(crate) struct StateCell {
-    sender: Arc<watch::Sender<BrokerState>>,
+    cell: Arc<Cell>,
+}
+
+#[derive(Debug)]
+struct Cell {
+    sender: watch::Sender<BrokerState>,
+    /// False once the state is anything but `Running`: what every send looks at, without a lock.
+    running: AtomicBool,
 }
 
 impl StateCell {
     pub(crate) fn new() -> Self {
-        Self { sender: Arc::new(watch::Sender::new(BrokerState::Running)) }
+        let sender = watch::Sender::new(BrokerState::Running);
+        Self { cell: Arc::new(Cell { sender, running: AtomicBool::new(true) }) }
     }
 
     pub(crate) fn get(&self) -> BrokerState {
-        self.sender.borrow().clone()
+        self.cell.sender.borrow().clone()
+    }
+
+    /// Changes the state if `change` says so. No send is taken once this has returned.
+    fn change(&self, change: impl FnOnce(&mut BrokerState) -> bool) -> bool {
+        self.cell.sender.send_if_modified(|state| {
+            let changed = change(state);
+            self.cell.running.store(*state == BrokerState::Running, Ordering::Release);
+            changed
+        })
     }
 
     /// Fails unless the broker takes new work.
     pub(crate) fn check_running(&self) -> Result<()> {
+        if self.cell.running.load(Ordering::Acquire) {
+            return Ok(());
+        }
         match self.get() {
             BrokerState::Running => Ok(()),
             BrokerState::Failed(cause) => Err(Error::new(
@@ -60,6 +81,17 @@ impl StateCell {
         }
     }
 
+    /// Why the broker has failed, if it has.
+    pub(crate) fn failure(&self) -> Option<Arc<str>> {
+        if self.cell.running.load(Ordering::Acquire) {
+            return None;
+        }
+        match self.get() {
+            BrokerState::Failed(cause) => Some(cause),
+            _ => None,
+        }
+    }
+
     /// Resolves once the broker takes no more work.
     pub(crate) async fn ended(&self) {
         // The sender lives in `self`, so this ends only with the condition.
@@ -67,12 +99,12 @@ impl StateCell {
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<BrokerState> {
-        self.sender.subscribe()
+        self.cell.sender.subscribe()
     }
 
     /// Records the first failure; later ones, and failures while stopping, do not replace it.
     pub(crate) fn fail(&self, cause: &str) {
-        let changed = self.sender.send_if_modified(|state| {
+        let changed = self.change(|state| {
             let running = *state == BrokerState::Running;
             if running {
                 *state = BrokerState::Failed(cause.into());
@@ -86,7 +118,7 @@ impl StateCell {
 
     /// Moves to `Stopping`; false if somebody did so before.
     pub(crate) fn begin_stop(&self) -> bool {
-        self.sender.send_if_modified(|state| {
+        self.change(|state| {
             let first = !matches!(state, BrokerState::Stopping | BrokerState::Stopped);
             if first {
                 *state = BrokerState::Stopping;
@@ -96,6 +128,9 @@ impl StateCell {
     }
 
     pub(crate) fn stopped(&self) {
-        self.sender.send_replace(BrokerState::Stopped);
+        self.change(|state| {
+            *state = BrokerState::Stopped;
+            true
+        });
     }
 }

@@ -148,9 +148,10 @@ impl TransactionProducer {
                 "a half message cannot be delayed: delay what its consumer sends",
             ));
         }
-        let permit = shared.admit(1, message.payload_bytes()).await?;
-        let record = message.to_record(shared.clock.now(), shared.settings.max_body_bytes)?;
+        let attributes = message.checked_attributes(shared.settings.max_body_bytes)?;
+        let permit = shared.admit(1, message.payload_bytes()).await?.keep();
         let queue = self.topic.choose(message.sharding_key_ref()).key().clone();
+        let record = message.into_record(attributes, shared.clock.now());
         let handle = shared.transaction_handle();
         let (reply, answer) = oneshot::channel();
         let (group, flush) = (self.member.group.clone(), self.topic.flush());

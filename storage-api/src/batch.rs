@@ -50,6 +50,8 @@ pub struct WriteBatch {
     count: usize,
     bytes: usize,
     expects_sync: bool,
+    /// The first record that breaks a hard cap, found while records are counted, when they are at hand anyway.
+    problem: Option<InvalidInput>,
 }
 
 impl WriteBatch {
@@ -57,13 +59,12 @@ impl WriteBatch {
     /// with an earlier time than its predecessor gets the predecessor's.
     #[must_use]
     pub fn new(now: Timestamp) -> Self {
-        Self { stored_at: now, operations: Vec::new(), count: 0, bytes: 0, expects_sync: false }
+        Self { stored_at: now, operations: Vec::new(), count: 0, bytes: 0, expects_sync: false, problem: None }
     }
 
     /// Adds a record to the end of a queue. Records for one queue that follow each other share one operation.
     pub fn append(&mut self, queue: &QueueKey, record: Record) -> &mut Self {
-        self.count += 1;
-        self.bytes += record.payload_bytes();
+        self.count_records(std::slice::from_ref(&record));
         if let Some(WriteOperation::Append { queue: last, records }) = self.operations.last_mut()
             && last == queue
         {
@@ -77,11 +78,20 @@ impl WriteBatch {
     /// Adds records to the end of a queue as one operation; none is no operation.
     pub fn append_all(&mut self, queue: &QueueKey, records: Vec<Record>) -> &mut Self {
         if !records.is_empty() {
-            self.count += records.len();
-            self.bytes += records.iter().map(Record::payload_bytes).sum::<usize>();
+            self.count_records(&records);
             self.operations.push(WriteOperation::Append { queue: queue.clone(), records });
         }
         self
+    }
+
+    fn count_records(&mut self, records: &[Record]) {
+        self.count += records.len();
+        for record in records {
+            self.bytes += record.payload_bytes();
+            if let Err(problem) = record.check() {
+                self.problem.get_or_insert(problem);
+            }
+        }
     }
 
     /// Sets a row of an ordered table.
@@ -116,6 +126,7 @@ impl WriteBatch {
         self.bytes += other.bytes;
         self.operations.extend(other.operations);
         self.expects_sync |= other.expects_sync;
+        self.problem = self.problem.take().or(other.problem);
         self
     }
 
@@ -179,13 +190,13 @@ impl WriteBatch {
                 self.count, self.bytes
             )));
         }
+        self.problem.clone().map_or(Ok(()), Err)?;
         self.operations.iter().try_for_each(check_operation)
     }
 }
 
 fn check_operation(operation: &WriteOperation) -> Result<(), InvalidInput> {
     match operation {
-        WriteOperation::Append { records, .. } => records.iter().try_for_each(Record::check),
         WriteOperation::Put { table, key, value } => {
             if value.len() > MAX_TABLE_VALUE_BYTES {
                 return Err(InvalidInput::new(format!(
@@ -196,7 +207,8 @@ fn check_operation(operation: &WriteOperation) -> Result<(), InvalidInput> {
             check_key(table, key)
         }
         WriteOperation::Delete { table, key } => check_key(table, key),
-        WriteOperation::Trim { .. } => Ok(()),
+        // Records were checked when they were added.
+        WriteOperation::Append { .. } | WriteOperation::Trim { .. } => Ok(()),
     }
 }
 

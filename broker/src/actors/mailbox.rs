@@ -17,6 +17,10 @@ pub(crate) struct Inbox<T> {
     state: Mutex<State<T>>,
 }
 
+/// The inbox's actor is gone.
+#[derive(Debug)]
+pub(crate) struct Closed;
+
 struct State<T> {
     waiting: VecDeque<T>,
     /// Whether a `Drain` is under way or being handled.
@@ -39,17 +43,30 @@ impl<T> Inbox<T> {
     where
         A: Actor<Context = Context<A>> + Handler<Drain>,
     {
+        let mut request = Some(request);
+        let put = |waiting: &mut VecDeque<T>| waiting.extend(request.take());
+        match self.add(put, || post(actor, Drain)) {
+            Ok(()) => Ok(()),
+            Err(Closed) => Err(request.take().expect("a closed inbox takes nothing")),
+        }
+    }
+
+    /// Has `put` add to what waits, and calls `wake` if the actor sleeps: it has to send it a [`Drain`].
+    ///
+    /// # Errors
+    /// When the actor is gone; then neither was called.
+    pub(crate) fn add<R>(&self, put: impl FnOnce(&mut VecDeque<T>) -> R, wake: impl FnOnce()) -> Result<R, Closed> {
         let mut state = self.lock();
         if state.closed {
-            return Err(request);
+            return Err(Closed);
         }
-        state.waiting.push_back(request);
+        let put = put(&mut state.waiting);
         let asleep = !std::mem::replace(&mut state.awake, true);
         drop(state);
         if asleep {
-            post(actor, Drain);
+            wake();
         }
-        Ok(())
+        Ok(put)
     }
 
     /// The next request; `None` puts the inbox to sleep: the next push sends a `Drain` again.
@@ -74,8 +91,9 @@ impl<T> Inbox<T> {
         !self.rest()
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.lock().waiting.len()
+    /// A sum over what waits.
+    pub(crate) fn sum(&self, of: impl Fn(&T) -> usize) -> usize {
+        self.lock().waiting.iter().map(of).sum()
     }
 
     /// Refuses every later push and hands out what waits.
@@ -88,7 +106,7 @@ impl<T> Inbox<T> {
 
 impl<T> fmt::Debug for Inbox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inbox").field("waiting", &self.len()).finish_non_exhaustive()
+        f.debug_struct("Inbox").field("waiting", &self.sum(|_| 1)).finish_non_exhaustive()
     }
 }
 

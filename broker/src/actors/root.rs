@@ -102,7 +102,7 @@ impl RootActor {
             Some(false) => Flush::Buffered,
             None => self.shared.settings.flush,
         };
-        let handle = Arc::new(TopicHandle::start(&self.shared, name.clone(), row.queues, flush)?);
+        let handle = Arc::new(TopicHandle::new(&self.shared, name.clone(), row.queues, flush)?);
         self.shared.topics.insert(name.clone(), Arc::clone(&handle));
         for (_, group) in self.shared.groups.all() {
             group.post(GroupRequest::TopicChanged { topic: name.clone() });

@@ -5,14 +5,17 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cuemq_storage_api::Timestamp;
 use tokio::sync::oneshot;
 
 use super::received::Received;
 use super::release_if_free;
-use super::session::{Given, Session};
+use super::session::{Claim, Session};
 use crate::actors::group::{GroupHandle, GroupRequest, RetryRequest};
 use crate::broker::Keeper;
+use crate::domain::membership::Lease;
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::REDELIVERY_PAUSE;
 
 /// A message given to one member of a group. Acknowledge it once its effects are done; dropping it unacknowledged
 /// brings it again after a pause of one second.
@@ -21,7 +24,10 @@ pub struct Delivery {
     keeper: Arc<Keeper>,
     group: Arc<GroupHandle>,
     session: Arc<Session>,
-    given: Option<Given>,
+    lease: Lease,
+    /// Redeliveries by this member, which storage does not know of.
+    redeliveries: u32,
+    settled: bool,
 }
 
 impl fmt::Debug for Delivery {
@@ -39,17 +45,28 @@ impl Deref for Delivery {
 }
 
 impl Delivery {
-    pub(super) fn new(keeper: &Arc<Keeper>, group: &Arc<GroupHandle>, session: &Arc<Session>, given: Given) -> Self {
-        let shared = keeper.shared();
-        tracing::trace!(queue = %given.key, offset = %given.stored.offset, member = %session.member, "deliver");
-        let received = Received::new(given.key.clone(), given.stored.clone(), shared.store_id, given.redeliveries);
-        Self {
-            received,
-            keeper: Arc::clone(keeper),
-            group: Arc::clone(group),
-            session: Arc::clone(session),
-            given: Some(given),
-        }
+    pub(super) fn new(
+        keeper: &Arc<Keeper>,
+        group: &Arc<GroupHandle>,
+        session: &Arc<Session>,
+        received: Received,
+        lease: Lease,
+        redeliveries: u32,
+    ) -> Self {
+        let (keeper, group, session) = (Arc::clone(keeper), Arc::clone(group), Arc::clone(session));
+        Self { received, keeper, group, session, lease, redeliveries, settled: false }
+    }
+
+    fn claim(&self) -> Claim<'_> {
+        let bytes = self.received.stored().record.payload_bytes();
+        Claim { key: self.received.queue(), lease: self.lease, records: 1, bytes }
+    }
+
+    fn comes_again_at(&mut self, at: Timestamp) {
+        self.settled = true;
+        let stored = std::iter::once(self.received.stored().clone());
+        let settled = self.session.again_at(self.claim(), stored, self.redeliveries, at);
+        release_if_free(&self.group, settled, self.claim());
     }
 
     /// Declares the message done and resolves once that is stored (in the operating system: losing it to a power cut
@@ -69,19 +86,13 @@ impl Delivery {
     }
 
     fn acknowledge(&mut self, reply: Option<oneshot::Sender<Result<()>>>) {
-        let Some(given) = self.given.take() else { return };
-        let offset = given.stored.offset;
-        tracing::trace!(queue = %given.key, %offset, "ack");
+        self.settled = true;
+        tracing::trace!(queue = %self.received.queue(), offset = %self.received.offset(), "ack");
+        let ranges = [self.received.range()];
         // The group hears of it before the session lets go: a revocation in between would give the message away again.
-        self.group.post(GroupRequest::Acknowledge {
-            member: self.session.member.clone(),
-            queue: given.key.clone(),
-            lease: given.lease,
-            ranges: vec![offset..offset.plus(1)],
-            reply,
-        });
-        let settled = self.session.acknowledged(&given);
-        release_if_free(&self.group, settled, &given);
+        self.group.acknowledge(&self.session.member, self.received.queue(), self.lease, &ranges, reply);
+        let settled = self.session.acknowledged(self.claim(), &ranges);
+        release_if_free(&self.group, settled, self.claim());
     }
 
     /// Has the message delivered again later, to any member: after `delay`, or after the pause that the group's
@@ -97,13 +108,12 @@ impl Delivery {
             let text = "a broadcasting group has no retry: acknowledge the message, or drop it to have it again";
             return Err(Error::new(ErrorKind::Invalid, text));
         }
-        let Some(given) = &self.given else { return Ok(()) };
         let (sender, receiver) = oneshot::channel();
         self.group.post(GroupRequest::Retry(RetryRequest {
             member: self.session.member.clone(),
-            queue: given.key.clone(),
-            lease: given.lease,
-            stored: given.stored.clone(),
+            queue: self.received.queue().clone(),
+            lease: self.lease,
+            stored: self.received.stored().clone(),
             origin_id: self.received.origin_id(),
             failures: self.received.attempts().saturating_add(1),
             delay,
@@ -111,28 +121,22 @@ impl Delivery {
         }));
         // Whoever gives up waiting, or meets an error, drops the delivery: then the message comes again.
         receiver.await.unwrap_or_else(|_| Err(Error::lost("the retry")))?;
-        if let Some(given) = self.given.take() {
-            let settled = self.session.acknowledged(&given);
-            release_if_free(&self.group, settled, &given);
-        }
+        self.settled = true;
+        let settled = self.session.acknowledged(self.claim(), &[self.received.range()]);
+        release_if_free(&self.group, settled, self.claim());
         Ok(())
     }
 
     /// Has this member deliver the message again after a pause; in an ordered consumer nothing of its queue overtakes it.
     pub fn again_after(mut self, pause: Duration) {
-        if let Some(given) = self.given.take() {
-            let at = self.keeper.shared().clock.now().plus(pause);
-            let settled = self.session.again_at(&given, at);
-            release_if_free(&self.group, settled, &given);
-        }
+        self.comes_again_at(self.keeper.shared().clock.now().plus(pause));
     }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        if let Some(given) = self.given.take() {
-            let settled = self.session.abandoned(&given, self.keeper.shared().clock.now());
-            release_if_free(&self.group, settled, &given);
+        if !self.settled {
+            self.comes_again_at(self.keeper.shared().clock.now().plus(REDELIVERY_PAUSE));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A message as a consumer sees it.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use cuemq_storage_api::{QueueKey, QueueOffset, StoredRecord, Timestamp};
 use serde::de::DeserializeOwned;
@@ -22,6 +24,15 @@ impl Received {
         let before = stored.record.attributes.property(ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0);
         let id = MessageId::new(store_id, stored.position);
         Self { queue, stored, id, attempts: u32::saturating_add(before, redeliveries) }
+    }
+
+    pub(super) fn stored(&self) -> &StoredRecord {
+        &self.stored
+    }
+
+    /// Its offset as a range, for an acknowledgement.
+    pub(super) fn range(&self) -> Range<QueueOffset> {
+        self.stored.offset..self.stored.offset.plus(1)
     }
 
     /// The topic it was sent to; for a redelivery the first one.

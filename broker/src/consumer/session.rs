@@ -6,14 +6,17 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cuemq_storage_api::{FetchLimit, FetchRequest, QueueKey, QueueOffset, StorageError, StoredRecord, Timestamp};
+use cuemq_storage_api::{
+    FetchLimit, FetchRequest, QueueKey, QueueOffset, StorageError, StoredRecord, TagHashes, Timestamp,
+};
 
+use crate::clock::Clock;
 use crate::domain::filter::TagFilter;
 use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
 use crate::domain::progress::{Acked, Progress};
 use crate::error::{Error, Result};
-use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, MAX_UNACKED_BYTES, MAX_UNACKED_MESSAGES, REDELIVERY_PAUSE};
+use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, MAX_UNACKED_BYTES, MAX_UNACKED_MESSAGES};
 use crate::shared::Shared;
 use crate::storage::{QueueTail, Signal};
 
@@ -68,19 +71,35 @@ pub(crate) struct Granted {
     pub(crate) progress: Progress,
 }
 
-/// A record given out, with what it takes to settle it.
+/// Records of one queue given out, in its order.
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) key: QueueKey,
     pub(crate) lease: Lease,
-    pub(crate) stored: StoredRecord,
+    pub(crate) records: Records,
     pub(crate) redeliveries: u32,
 }
 
-/// What follows from looking for the next record.
+/// One record or several: a single one needs no list of its own.
+#[derive(Debug)]
+pub(crate) enum Records {
+    One(StoredRecord),
+    Many(Vec<StoredRecord>),
+}
+
+/// What it takes to settle records that were given out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claim<'a> {
+    pub(crate) key: &'a QueueKey,
+    pub(crate) lease: Lease,
+    pub(crate) records: usize,
+    pub(crate) bytes: usize,
+}
+
+/// What follows from looking for the next records.
 #[derive(Debug)]
 pub(crate) enum Next {
-    Record(Box<Given>),
+    Given(Given),
     /// Records that no subscription wants: done without a delivery.
     Skipped {
         key: QueueKey,
@@ -186,12 +205,12 @@ impl Session {
         keys
     }
 
-    /// Looks for the next record: one that is due again, one that is ready, or one fetched now.
-    pub(crate) fn next(&self, shared: &Shared) -> Result<Next> {
+    /// Looks for the next records: one that is due again, or up to `most` of a queue that are ready or fetched now.
+    pub(crate) fn next(&self, shared: &Shared, most: usize) -> Result<Next> {
         loop {
-            let plan = self.plan(shared.clock.now())?;
+            let plan = self.plan(&shared.clock, most)?;
             match plan {
-                Plan::Give(given) => return Ok(Next::Record(given)),
+                Plan::Give(given) => return Ok(Next::Given(given)),
                 Plan::Wait(at) => return Ok(Next::Wait(at)),
                 Plan::Fetch { key, lease, from, until } => {
                     if let Some(skipped) = self.fetch(shared, key, lease, from, until)? {
@@ -202,7 +221,7 @@ impl Session {
         }
     }
 
-    fn plan(&self, now: Timestamp) -> Result<Plan> {
+    fn plan(&self, clock: &Clock, most: usize) -> Result<Plan> {
         let mut held = self.lock();
         if let Some(why) = &held.closed {
             return Err(Error::new(crate::error::ErrorKind::Closed, format!("the consumer is closed: {why}")));
@@ -211,12 +230,15 @@ impl Session {
             return Ok(Plan::Wait(None));
         }
         let (count, mut soonest) = (held.queues.len(), None);
+        // In order: one at a time, because the next one may not go ahead of one that fails.
+        let messages = if self.ordered { 1 } else { most.min(MAX_UNACKED_MESSAGES - held.unacked) };
+        let room = Room { messages, bytes: MAX_UNACKED_BYTES - held.unacked_bytes };
         for step in 0..count {
             let at = (held.cursor + step) % count;
-            match held.queues[at].plan(now, self.ordered) {
-                QueuePlan::Give(stored, redeliveries) => {
+            match held.queues[at].plan(clock, self.ordered, room) {
+                QueuePlan::Give(records, redeliveries) => {
                     held.cursor = at + 1;
-                    return Ok(Plan::Give(held.give(at, stored, redeliveries)));
+                    return Ok(Plan::Give(held.give(at, records, redeliveries)));
                 }
                 QueuePlan::Fetch { from, until } => {
                     held.cursor = at;
@@ -253,6 +275,10 @@ impl Session {
             Err(error) => return queue.after_failed_fetch(error, shared, from),
         };
         queue.next = fetch.next;
+        if tags == TagHashes::All && !queue.progress.has_acked_ranges() {
+            queue.ready.extend(fetch.records);
+            return Ok(None);
+        }
         let wanted = |stored: &StoredRecord| filter.is_none_or(|f| f.matches(stored.record.attributes.tag()));
         let progress = &queue.progress;
         queue.ready.extend(fetch.records.into_iter().filter(|r| wanted(r) && !progress.is_acked(r.offset)));
@@ -260,67 +286,90 @@ impl Session {
         Ok((!ranges.is_empty()).then_some(Next::Skipped { key, lease, ranges }))
     }
 
-    /// A record was acknowledged: it is done.
-    pub(crate) fn acknowledged(&self, given: &Given) -> Option<Settled> {
-        self.settle(given, |queue| {
-            // A record beyond the window was never given out.
-            let _ = queue.progress.ack(given.stored.offset);
+    /// Records were acknowledged: they are done.
+    pub(crate) fn acknowledged(&self, claim: Claim<'_>, ranges: &[Range<QueueOffset>]) -> Option<Settled> {
+        self.settle(claim, |queue| {
+            for range in ranges {
+                // A record beyond the window was never given out.
+                let _ = queue.progress.ack_range(range.clone());
+            }
         })
     }
 
-    /// A record comes again to this member at `at`.
-    pub(crate) fn again_at(&self, given: &Given, at: Timestamp) -> Option<Settled> {
-        let settled = self.settle(given, |queue| {
-            let again = Again { at, stored: given.stored.clone(), redeliveries: given.redeliveries + 1 };
-            queue.again.push_back(again);
-        });
-        self.signal.wake();
-        settled
+    /// Records come again to this member at `at`.
+    pub(crate) fn again_at(
+        &self,
+        claim: Claim<'_>,
+        records: impl Iterator<Item = StoredRecord>,
+        redeliveries: u32,
+        at: Timestamp,
+    ) -> Option<Settled> {
+        self.settle(claim, |queue| {
+            queue.again.extend(records.map(|stored| Again { at, stored, redeliveries: redeliveries + 1 }));
+        })
     }
 
-    /// A record was dropped unacknowledged: it comes again after a pause.
-    pub(crate) fn abandoned(&self, given: &Given, now: Timestamp) -> Option<Settled> {
-        self.again_at(given, now.plus(REDELIVERY_PAUSE))
-    }
-
-    /// Takes a record back; `None` when its queue is no longer held under that lease.
-    fn settle(&self, given: &Given, change: impl FnOnce(&mut HeldQueue)) -> Option<Settled> {
+    /// Takes records back; `None` when their queue is no longer held under that lease.
+    fn settle(&self, claim: Claim<'_>, change: impl FnOnce(&mut HeldQueue)) -> Option<Settled> {
         let mut held = self.lock();
-        held.unacked = held.unacked.saturating_sub(1);
-        held.unacked_bytes = held.unacked_bytes.saturating_sub(given.stored.record.payload_bytes());
-        let queue = held.queues.iter_mut().find(|q| q.key == given.key && q.lease == given.lease)?;
-        queue.outstanding = queue.outstanding.saturating_sub(1);
-        change(queue);
-        let release = queue.revoked && queue.outstanding == 0;
-        if release {
-            held.drop_queue(&given.key);
+        held.unacked = held.unacked.saturating_sub(claim.records);
+        held.unacked_bytes = held.unacked_bytes.saturating_sub(claim.bytes);
+        let queue = held.queues.iter_mut().find(|q| q.lease == claim.lease && q.key == *claim.key);
+        let release = queue.map(|queue| {
+            queue.outstanding = queue.outstanding.saturating_sub(claim.records);
+            change(queue);
+            queue.revoked && queue.outstanding == 0
+        });
+        if release == Some(true) {
+            held.drop_queue(claim.key);
         }
         drop(held);
-        // Credit or an ordered queue may have become free.
+        // Credit or an ordered queue may have become free, or a record come back.
         self.signal.wake();
-        Some(if release { Settled::Release } else { Settled::Done })
+        release.map(|release| if release { Settled::Release } else { Settled::Done })
     }
 }
 
 enum Plan {
-    Give(Box<Given>),
+    Give(Given),
     Fetch { key: QueueKey, lease: Lease, from: QueueOffset, until: QueueOffset },
     Wait(Option<Timestamp>),
 }
 
 enum QueuePlan {
-    Give(StoredRecord, u32),
+    Give(Records, u32),
     Fetch { from: QueueOffset, until: QueueOffset },
     Wait(Option<Timestamp>),
 }
 
+/// What a member may still be given.
+#[derive(Clone, Copy)]
+struct Room {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Room {
+    /// How many of these there is room for; one is always given, however large.
+    fn for_next(self, ready: &VecDeque<StoredRecord>) -> usize {
+        let mut bytes = 0usize;
+        let fits = ready.iter().take(self.messages).take_while(|stored| {
+            let had_room = bytes < self.bytes;
+            bytes = bytes.saturating_add(stored.record.payload_bytes());
+            had_room
+        });
+        fits.count()
+    }
+}
+
 impl Held {
-    fn give(&mut self, at: usize, stored: StoredRecord, redeliveries: u32) -> Box<Given> {
-        self.unacked += 1;
-        self.unacked_bytes += stored.record.payload_bytes();
+    fn give(&mut self, at: usize, records: Records, redeliveries: u32) -> Given {
+        let stored = records.as_slice();
+        self.unacked += stored.len();
+        self.unacked_bytes += stored.iter().map(|stored| stored.record.payload_bytes()).sum::<usize>();
         let queue = &mut self.queues[at];
-        queue.outstanding += 1;
-        Box::new(Given { key: queue.key.clone(), lease: queue.lease, stored, redeliveries })
+        queue.outstanding += stored.len();
+        Given { key: queue.key.clone(), lease: queue.lease, records, redeliveries }
     }
 
     fn drop_queue(&mut self, key: &QueueKey) {
@@ -328,22 +377,37 @@ impl Held {
     }
 }
 
+impl Records {
+    pub(crate) fn as_slice(&self) -> &[StoredRecord] {
+        match self {
+            Self::One(stored) => std::slice::from_ref(stored),
+            Self::Many(stored) => stored,
+        }
+    }
+}
+
 impl HeldQueue {
-    fn plan(&mut self, now: Timestamp, ordered: bool) -> QueuePlan {
+    fn plan(&mut self, clock: &Clock, ordered: bool, room: Room) -> QueuePlan {
         if self.revoked || (ordered && self.outstanding > 0) {
             return QueuePlan::Wait(None);
         }
-        let due = self.again.iter().position(|again| again.at <= now);
-        if let Some(again) = due.and_then(|at| self.again.remove(at)) {
-            return QueuePlan::Give(again.stored, again.redeliveries);
+        let mut soonest = None;
+        if !self.again.is_empty() {
+            let now = clock.now();
+            let due = self.again.iter().position(|again| again.at <= now);
+            if let Some(again) = due.and_then(|at| self.again.remove(at)) {
+                return QueuePlan::Give(Records::One(again.stored), again.redeliveries);
+            }
+            soonest = self.again.iter().map(|again| again.at).min();
+            // In order: nothing overtakes a record that will come again.
+            if ordered {
+                return QueuePlan::Wait(soonest);
+            }
         }
-        let soonest = self.again.iter().map(|again| again.at).min();
-        // In order: nothing overtakes a record that will come again.
-        if ordered && soonest.is_some() {
-            return QueuePlan::Wait(soonest);
-        }
-        if let Some(stored) = self.ready.pop_front() {
-            return QueuePlan::Give(stored, 0);
+        match room.for_next(&self.ready) {
+            0 => {}
+            1 => return QueuePlan::Give(Records::One(self.ready.pop_front().expect("it is not empty")), 0),
+            count => return QueuePlan::Give(Records::Many(self.ready.drain(..count).collect()), 0),
         }
         let until = self.tail.visible().min(self.progress.window_end());
         if self.next < until { QueuePlan::Fetch { from: self.next, until } } else { QueuePlan::Wait(soonest) }

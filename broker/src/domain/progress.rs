@@ -92,6 +92,12 @@ impl Progress {
         self.acked.iter().map(|(start, end)| *start..*end)
     }
 
+    /// Whether anything above the committed offset was acknowledged.
+    #[must_use]
+    pub(crate) fn has_acked_ranges(&self) -> bool {
+        !self.acked.is_empty()
+    }
+
     /// Whether this offset was acknowledged.
     #[must_use]
     pub(crate) fn is_acked(&self, offset: QueueOffset) -> bool {

@@ -25,7 +25,7 @@ pub(crate) use write::{Stored, WriteJob, WriteResult};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, SharedError};
 use crate::settings::Flush;
-use crate::state::{BrokerState, StateCell};
+use crate::state::StateCell;
 use lane::Lane;
 use maintenance::MaintenanceThread;
 use sync::SyncThread;
@@ -82,16 +82,17 @@ impl StorageHandle {
             batch.expect_sync();
         }
         let job = WriteJob { batch, flush, done: Box::new(done) };
-        if let BrokerState::Failed(cause) = self.inner.state.get() {
+        if let Some(cause) = self.inner.state.failure() {
             job.refuse(&unavailable(&cause));
             return;
         }
-        if let Err(invalid) = job.batch.check() {
-            job.refuse(&SharedError::new(invalid.into()));
-            return;
-        }
         match &self.inner.lane {
-            Some(lane) => lane.push(job),
+            Some(lane) => match job.batch.check() {
+                Ok(()) => lane.push(job),
+                // Before it is merged with others, which it would take down with it.
+                Err(invalid) => job.refuse(&SharedError::new(invalid.into())),
+            },
+            // The engine checks it.
             None => self.inner.apply(vec![job]),
         }
     }
@@ -155,7 +156,7 @@ impl Inner {
         });
         drop(span);
         match applied {
-            Ok(applied) => write::split(&applied, parts).for_each(|landed| self.acknowledge(landed)),
+            Ok(applied) => write::split(applied, parts).for_each(|landed| self.acknowledge(landed)),
             Err(error) => self.refuse(parts, error),
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use cuemq_storage_api::{
-    Appended, Applied, Engine, LogPosition, Mark, QueueOffset, Result, StorageError, Timestamp, WriteBatch,
+    Appended, Applied, Engine, LogPosition, Mark, QueueKey, QueueOffset, Result, StorageError, Timestamp, WriteBatch,
     WriteOperation,
 };
 
@@ -57,11 +57,17 @@ pub(super) struct Part {
 impl Part {
     /// Notes whose end each append moves; done before the apply, so that a new tail starts at the end of before.
     pub(super) fn find_tails(&mut self, tails: &Tails, engine: &dyn Engine, batch: &WriteBatch) -> Result<()> {
+        let mut last: Option<&QueueKey> = None;
         for operation in &batch.operations()[self.operations.clone()] {
-            if let WriteOperation::Append { queue, records } = operation {
-                self.records += records.len();
-                self.tails.push(tails.get(queue, engine)?);
-            }
+            let WriteOperation::Append { queue, records } = operation else { continue };
+            self.records += records.len();
+            // Most writes append to one queue, often several bursts: one look-up serves them.
+            let tail = match self.tails.last() {
+                Some(tail) if last == Some(queue) => Arc::clone(tail),
+                _ => tails.get(queue, engine)?,
+            };
+            self.tails.push(tail);
+            last = Some(queue);
         }
         Ok(())
     }
@@ -90,15 +96,20 @@ pub(super) fn merge(jobs: Vec<WriteJob>) -> (WriteBatch, Vec<Part>) {
 }
 
 /// Gives each job its share of what the merged batch became.
-pub(super) fn split(applied: &Applied, parts: Vec<Part>) -> impl Iterator<Item = Landed> {
-    let (mut append, mut record) = (0, 0);
-    parts.into_iter().map(move |part| {
-        let appends = applied.appends[append..append + part.tails.len()].to_vec();
-        let positions = applied.positions[record..record + part.records].to_vec();
-        append += part.tails.len();
-        record += part.records;
-        Landed { part, appends, positions, mark: applied.mark }
-    })
+pub(super) fn split(mut applied: Applied, parts: Vec<Part>) -> impl Iterator<Item = Landed> {
+    // From the last part to the first, so that the shares are cut off the end; the first one's is what is left.
+    let mut landed: Vec<Landed> = Vec::with_capacity(parts.len());
+    for part in parts.into_iter().rev() {
+        let appends = split_off_end(&mut applied.appends, part.tails.len());
+        let positions = split_off_end(&mut applied.positions, part.records);
+        landed.push(Landed { part, appends, positions, mark: applied.mark });
+    }
+    landed.into_iter().rev()
+}
+
+/// The last `count` items; all of them without a copy.
+fn split_off_end<T>(items: &mut Vec<T>, count: usize) -> Vec<T> {
+    if count == items.len() { std::mem::take(items) } else { items.split_off(items.len() - count) }
 }
 
 /// A write that is applied and not yet acknowledged.
@@ -120,9 +131,12 @@ impl Landed {
 
     /// Shows the records to consumers, then answers.
     pub(super) fn acknowledge(self, level: AckLevel) {
-        for (tail, appended) in self.part.tails.iter().zip(&self.appends) {
-            let end = QueueOffset::new(appended.first.get() + u64::from(appended.count));
-            tail.advance(end);
+        let mut appended = self.part.tails.iter().zip(&self.appends).peekable();
+        while let Some((tail, append)) = appended.next() {
+            // Of appends to one queue the last one tells how far it reaches: one wake-up for all of them.
+            if appended.peek().is_none_or(|(next, _)| !Arc::ptr_eq(next, tail)) {
+                tail.advance(QueueOffset::new(append.first.get() + u64::from(append.count)));
+            }
         }
         let stored = Stored { appends: self.appends, positions: self.positions, level };
         (self.part.done)(Ok(stored));

@@ -1,13 +1,13 @@
 //! What the delay scheduler is asked for.
 
 use cuemq_storage_api::{QueueId, Record, Timestamp, TopicName};
+use tokio::sync::oneshot;
 
-use crate::actors::queue::Reply;
+use crate::admission::Permit;
 use crate::domain::delay::TimerKey;
 use crate::error::Result;
 use crate::message::{AckLevel, Receipt};
 use crate::settings::Flush;
-use crate::shared::Permit;
 
 /// Every request and notice, in one order.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(crate) struct DelayRequest {
     pub(crate) due: Timestamp,
     pub(crate) record: Record,
     pub(crate) flush: Flush,
-    pub(crate) reply: Reply,
+    pub(crate) reply: oneshot::Sender<Result<Receipt>>,
     /// Held until the sender has its answer.
     pub(crate) _permit: Permit,
 }
@@ -37,10 +37,9 @@ pub(crate) struct DelayRequest {
 impl DelayRequest {
     /// Tells the sender that the message waits safely for its time, or why not.
     pub(super) fn answer(self, level: Result<AckLevel>) {
-        let Reply::One(sender) = self.reply else { return };
         let queue = self.queue.unwrap_or(QueueId::FIRST);
         let receipt = level.map(|level| Receipt { topic: self.topic, queue, offset: None, id: None, level });
         // A sender that has gone away does not need the answer.
-        let _ = sender.send(receipt);
+        let _ = self.reply.send(receipt);
     }
 }

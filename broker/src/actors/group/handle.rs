@@ -1,17 +1,20 @@
 //! The way to a group's actor.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use actix::Addr;
-use cuemq_storage_api::{GroupName, TopicName};
+use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, TopicName};
 use tokio::sync::oneshot;
 
 use super::messages::Answer;
 use super::{GroupActor, GroupRequest, KIND, Start};
-use crate::actors::mailbox::Inbox;
+use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::supervisor::Identity;
 use crate::consumer::session::Session;
+use crate::domain::member::MemberId;
+use crate::domain::membership::Lease;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shared::Shared;
 use crate::state::StateCell;
@@ -68,6 +71,32 @@ impl GroupHandle {
         if let Err(request) = self.inbox.push(request, &self.address) {
             tracing::debug!(group = %self.name, request = request.name(), "a request came after the group had ended");
             request.refuse(self.ended());
+        }
+    }
+
+    /// Tells of messages that are done. One that nobody waits for joins the one before it where it can: a consumer that
+    /// acknowledges message by message then costs the actor no more than one that does so in batches.
+    pub(crate) fn acknowledge(
+        &self,
+        member: &MemberId,
+        queue: &QueueKey,
+        lease: Lease,
+        ranges: &[Range<QueueOffset>],
+        reply: Option<Answer<()>>,
+    ) {
+        let mut reply = Some(reply);
+        let put = |waiting: &mut VecDeque<GroupRequest>| {
+            let reply = reply.take().flatten();
+            let joined = reply.is_none()
+                && waiting.back_mut().is_some_and(|last| last.join_acknowledgement(member, queue, lease, ranges));
+            if !joined {
+                let (member, queue, ranges) = (member.clone(), queue.clone(), ranges.to_vec());
+                waiting.push_back(GroupRequest::Acknowledge { member, queue, lease, ranges, reply });
+            }
+        };
+        if self.inbox.add(put, || post(&self.address, Drain)).is_err() {
+            tracing::debug!(group = %self.name, "an acknowledgement came after the group had ended");
+            super::answer(reply.take().flatten(), Err(self.ended()));
         }
     }
 

@@ -12,6 +12,7 @@ use crate::consumer::session::Session;
 use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
+use crate::domain::progress::MAX_ACK_WINDOW;
 use crate::domain::retry::RetryPolicy;
 use crate::error::{Error, Result};
 use crate::message::MessageId;
@@ -75,6 +76,27 @@ impl GroupRequest {
 }
 
 impl GroupRequest {
+    /// Takes more acknowledgements into this one, if it is one of the same holder that nobody waits for and what is
+    /// added follows what it has.
+    pub(super) fn join_acknowledgement(
+        &mut self,
+        by: &MemberId,
+        of: &QueueKey,
+        under: Lease,
+        more: &[Range<QueueOffset>],
+    ) -> bool {
+        let Self::Acknowledge { member, queue, lease, ranges, reply: None } = self else { return false };
+        let ([next], Some(last)) = (more, ranges.last_mut()) else { return false };
+        // No longer than the window, beyond which nothing can be acknowledged at once.
+        let follows = last.end == next.start
+            && next.end.get() - last.start.get() <= MAX_ACK_WINDOW
+            && (*lease, &*member, &*queue) == (under, by, of);
+        if follows {
+            last.end = next.end;
+        }
+        follows
+    }
+
     /// Tells whoever waits for the settling of a message that nothing was done.
     pub(super) fn refuse(self, error: Error) {
         let reply = match self {

@@ -1,49 +1,60 @@
-//! The way to a queue actor: starts it, hands it requests, answers them if it is given up.
+//! The way to a queue actor: starts it when it is first needed, hands it requests, answers them if it is given up.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
 
 use actix::Addr;
-use cuemq_storage_api::QueueKey;
+use cuemq_storage_api::{QueueKey, Record};
 
-use super::{AppendRequest, KIND, QueueActor};
-use crate::actors::mailbox::Inbox;
+use super::burst::Burst;
+use super::{KIND, QueueActor, Ticket};
+use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::supervisor::Identity;
+use crate::admission::Taken;
 use crate::error::{Error, ErrorKind};
 use crate::settings::Flush;
 use crate::shared::Shared;
 use crate::storage::QueueTail;
 
-/// Cheap to clone.
-#[derive(Clone, Debug)]
+/// Held by the topic's handle.
+#[derive(Debug)]
 pub(crate) struct QueueHandle {
     key: QueueKey,
+    flush: Flush,
     tail: Arc<QueueTail>,
-    inbox: Arc<Inbox<AppendRequest>>,
-    address: Addr<QueueActor>,
+    inbox: Arc<Inbox<Burst>>,
+    /// There once somebody has sent: an idle queue costs no actor.
+    address: OnceLock<Addr<QueueActor>>,
 }
 
 impl QueueHandle {
-    /// Starts the queue's actor.
-    pub(crate) fn start(
-        shared: &Arc<Shared>,
+    /// The way to a queue. Its actor starts with the first message.
+    pub(crate) fn new(
+        shared: &Shared,
         key: QueueKey,
         flush: Flush,
     ) -> Result<Self, cuemq_storage_api::StorageError> {
         let tail = shared.storage.tail(&key)?;
-        let inbox = Inbox::new();
-        let identity = Identity::new(KIND, &key);
+        Ok(Self { key, flush, tail, inbox: Inbox::new(), address: OnceLock::new() })
+    }
+
+    fn start(&self, shared: &Arc<Shared>) -> Addr<QueueActor> {
+        let identity = Identity::new(KIND, &self.key);
         let actor = QueueActor {
             shared: Arc::clone(shared),
-            key: key.clone(),
+            key: self.key.clone(),
             name: Arc::clone(&identity.name),
-            flush,
-            inbox: Arc::clone(&inbox),
+            flush: self.flush,
+            inbox: Arc::clone(&self.inbox),
             admitted: Vec::new(),
         };
-        let abandoned = Arc::clone(&inbox);
+        let abandoned = Arc::clone(&self.inbox);
         let orphaned = move || refuse_all(&abandoned, "its queue has failed");
-        let address = shared.supervision.start(shared.arbiters.carrier(), identity, move || actor, orphaned);
-        Ok(Self { key, tail, inbox, address })
+        shared.supervision.start(shared.arbiters.carrier(), identity, move || actor, orphaned)
+    }
+
+    fn wake(&self, shared: &Arc<Shared>) {
+        post(self.address.get_or_init(|| self.start(shared)), Drain);
     }
 
     pub(crate) fn key(&self) -> &QueueKey {
@@ -54,16 +65,38 @@ impl QueueHandle {
         &self.tail
     }
 
-    /// Hands a request over. From here on it lands, whether or not anybody waits for the answer.
-    pub(crate) fn append(&self, request: AppendRequest) {
-        if let Err(request) = self.inbox.push(request, &self.address) {
-            request.refuse(gone("its queue is closed"));
-        }
+    /// Hands a message over: it joins those that wait. From here on it lands, whether or not anybody waits for it.
+    pub(crate) fn send(&self, shared: &Arc<Shared>, record: Record, taken: Taken<'_>) -> Ticket {
+        let add = |waiting: &mut VecDeque<Burst>| match waiting.back_mut() {
+            Some(burst) if burst.has_room(&record) => burst.join(record, taken),
+            _ => {
+                let burst = Burst::single(record, shared.clock.now(), taken.keep());
+                let ticket = burst.last_ticket();
+                waiting.push_back(burst);
+                ticket
+            }
+        };
+        let added = self.inbox.add(add, || self.wake(shared));
+        added.unwrap_or_else(|_| Ticket::refused(gone("its queue is closed")))
+    }
+
+    /// Hands a batch over, which is stored as one. From here on it lands, whether or not anybody waits for it.
+    pub(crate) fn send_batch(
+        &self,
+        shared: &Arc<Shared>,
+        records: Vec<Record>,
+        bytes: usize,
+        taken: Taken<'_>,
+    ) -> Ticket {
+        let burst = Burst::batch(records, bytes, taken.keep());
+        let ticket = burst.last_ticket();
+        let added = self.inbox.add(|waiting| waiting.push_back(burst), || self.wake(shared));
+        added.map_or_else(|_| Ticket::refused(gone("its queue is closed")), |()| ticket)
     }
 
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.inbox.len()
+        self.inbox.sum(Burst::requests)
     }
 
     /// Refuses what waits and whatever comes: the topic is deleted.
@@ -77,9 +110,9 @@ impl QueueHandle {
     }
 }
 
-fn refuse_all(inbox: &Inbox<AppendRequest>, why: &str) {
-    for request in inbox.close() {
-        request.refuse(gone(why));
+fn refuse_all(inbox: &Inbox<Burst>, why: &str) {
+    for burst in inbox.close() {
+        burst.refuse(gone(why));
     }
 }
 

@@ -4,8 +4,9 @@
 //! that storage does not have, so a restart reads nothing back; requests that waited are still in the inbox, and
 //! those it had admitted and not yet handed to storage go first when it runs again. Supervised like all actors.
 
+mod burst;
 mod handle;
-mod messages;
+mod outcome;
 
 use std::sync::Arc;
 
@@ -13,12 +14,13 @@ use actix::{Actor, AsyncContext, Context, Handler, Supervised, WrapFuture};
 use cuemq_storage_api::{QueueKey, WriteBatch};
 
 pub(crate) use handle::QueueHandle;
-pub(crate) use messages::{AppendRequest, CallbackOnce, Records, Reply};
+pub(crate) use outcome::Ticket;
 
 use super::mailbox::{Drain, Inbox};
-use crate::limits::{MAX_DRAIN_BYTES, MAX_DRAIN_RECORDS, MAX_DRAIN_REQUESTS};
+use crate::limits::{MAX_BURST_RECORDS, MAX_DRAIN_BYTES, MAX_DRAIN_RECORDS, MAX_DRAIN_REQUESTS};
 use crate::settings::Flush;
 use crate::shared::Shared;
+use burst::Burst;
 
 pub(crate) const KIND: &str = "queue";
 
@@ -28,8 +30,8 @@ pub(crate) struct QueueActor {
     key: QueueKey,
     name: Arc<str>,
     flush: Flush,
-    inbox: Arc<Inbox<AppendRequest>>,
-    admitted: Vec<AppendRequest>,
+    inbox: Arc<Inbox<Burst>>,
+    admitted: Vec<Burst>,
 }
 
 impl Actor for QueueActor {
@@ -38,6 +40,7 @@ impl Actor for QueueActor {
 
 impl Supervised for QueueActor {
     fn restarting(&mut self, ctx: &mut Context<Self>) {
+        self.admitted.retain_mut(Burst::lose_what_is_at_hand);
         if self.inbox.wake_after_restart() || !self.admitted.is_empty() {
             ctx.notify(Drain);
         }
@@ -59,32 +62,46 @@ impl Handler<Drain> for QueueActor {
 }
 
 impl QueueActor {
-    /// Takes requests one by one, so that one that panics is lost alone.
+    /// Takes what waits, up to one write.
     fn admit(&mut self) {
-        let mut records: usize = self.admitted.iter().map(|request| request.records.len()).sum();
-        let mut bytes: usize = self.admitted.iter().map(|request| request.records.payload_bytes()).sum();
-        while self.admitted.len() < MAX_DRAIN_REQUESTS && records < MAX_DRAIN_RECORDS && bytes < MAX_DRAIN_BYTES {
-            let Some(request) = self.inbox.pop() else { return };
-            self.shared.probe(KIND, &self.name, "Append");
-            records += request.records.len();
-            bytes += request.records.payload_bytes();
-            self.admitted.push(request);
+        self.look_at_the_last();
+        let sum = |of: fn(&Burst) -> usize| self.admitted.iter().map(of).sum::<usize>();
+        let (mut requests, mut records, mut bytes) = (sum(Burst::requests), sum(Burst::records), sum(Burst::bytes));
+        while requests + MAX_BURST_RECORDS <= MAX_DRAIN_REQUESTS && records < MAX_DRAIN_RECORDS && bytes < MAX_DRAIN_BYTES {
+            let Some(burst) = self.inbox.pop() else { return };
+            requests += burst.requests();
+            records += burst.records();
+            bytes += burst.bytes();
+            self.admitted.push(burst);
+            self.look_at_the_last();
         }
     }
 
-    /// Makes one batch of what was admitted. Records move into the batch, replies into its answer.
+    /// Shows each request to the test's probe, if there is one, so that one that panics is lost alone.
+    fn look_at_the_last(&mut self) {
+        if self.shared.is_probed()
+            && let Some(burst) = self.admitted.last_mut()
+        {
+            let (shared, name) = (&self.shared, &self.name);
+            burst.look_at_each(|| {
+                shared.probe(KIND, name, "Append");
+            });
+        }
+    }
+
+    /// Makes one batch of what was admitted. Records move into the batch, those who wait into its answer.
     fn write(&mut self) {
         if self.admitted.is_empty() {
             return;
         }
         let mut waiting = Vec::with_capacity(self.admitted.len());
-        let mut records = Vec::with_capacity(self.admitted.len());
-        for request in self.admitted.drain(..) {
-            waiting.push(request.take_records(&mut records));
-        }
         let mut batch = WriteBatch::new(self.shared.clock.now());
-        batch.append_all(&self.key, records);
+        for burst in self.admitted.drain(..) {
+            let (records, rest) = burst.into_parts();
+            batch.append_all(&self.key, records);
+            waiting.push(rest);
+        }
         let (key, store_id) = (self.key.clone(), self.shared.store_id);
-        self.shared.storage.write(batch, self.flush, move |result| messages::answer(&key, store_id, waiting, &result));
+        self.shared.storage.write(batch, self.flush, move |result| burst::answer(&key, store_id, waiting, result));
     }
 }

@@ -1,12 +1,12 @@
 //! The way to a topic: its settings, its queues' handles, and the actor for what spans several queues.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use actix::Addr;
 use cuemq_storage_api::{QueueId, QueueKey, StorageError, TopicName};
 
 use super::{KIND, SpanRequest, TopicActor};
-use crate::actors::mailbox::Inbox;
+use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::queue::QueueHandle;
 use crate::actors::supervisor::Identity;
 use crate::domain::routing::{QueueCount, RoundRobin};
@@ -21,33 +21,37 @@ pub(crate) struct TopicHandle {
     flush: Flush,
     queues: Vec<QueueHandle>,
     inbox: Arc<Inbox<SpanRequest>>,
-    address: Addr<TopicActor>,
+    /// There once a batch has spanned queues.
+    address: OnceLock<Addr<TopicActor>>,
     count: QueueCount,
     round_robin: Mutex<RoundRobin>,
 }
 
 impl TopicHandle {
-    /// Starts the topic's actor and one for each queue.
-    pub(crate) fn start(
-        shared: &Arc<Shared>,
+    /// The way to a topic. Its actor and those of its queues start when they are first needed.
+    pub(crate) fn new(
+        shared: &Shared,
         name: TopicName,
         count: QueueCount,
         flush: Flush,
     ) -> std::result::Result<Self, StorageError> {
-        let start_queue = |id| QueueHandle::start(shared, QueueKey::new(name.clone(), id), flush);
-        let queues = count.ids().map(start_queue).collect::<std::result::Result<Vec<_>, StorageError>>()?;
-        let inbox = Inbox::new();
-        let identity = Identity::new(KIND, &name);
+        let queue = |id| QueueHandle::new(shared, QueueKey::new(name.clone(), id), flush);
+        let queues = count.ids().map(queue).collect::<std::result::Result<Vec<_>, StorageError>>()?;
+        let (inbox, address, round_robin) = (Inbox::new(), OnceLock::new(), Mutex::default());
+        Ok(Self { name, flush, queues, inbox, address, count, round_robin })
+    }
+
+    fn start(&self, shared: &Arc<Shared>) -> Addr<TopicActor> {
+        let identity = Identity::new(KIND, &self.name);
         let actor = TopicActor {
             shared: Arc::clone(shared),
             name: Arc::clone(&identity.name),
-            flush,
-            inbox: Arc::clone(&inbox),
+            flush: self.flush,
+            inbox: Arc::clone(&self.inbox),
         };
-        let abandoned = Arc::clone(&inbox);
+        let abandoned = Arc::clone(&self.inbox);
         let orphaned = move || refuse_all(&abandoned, "its topic has failed");
-        let address = shared.supervision.start(shared.arbiters.carrier(), identity, move || actor, orphaned);
-        Ok(Self { name, flush, queues, inbox, address, count, round_robin: Mutex::default() })
+        shared.supervision.start(shared.arbiters.carrier(), identity, move || actor, orphaned)
     }
 
     pub(crate) fn name(&self) -> &TopicName {
@@ -84,9 +88,11 @@ impl TopicHandle {
     }
 
     /// Hands over a batch that spans queues.
-    pub(crate) fn append_across(&self, request: SpanRequest) {
-        if let Err(request) = self.inbox.push(request, &self.address) {
-            request.refuse(gone("its topic is closed"));
+    pub(crate) fn append_across(&self, shared: &Arc<Shared>, request: SpanRequest) {
+        let mut request = Some(request);
+        let wake = || post(self.address.get_or_init(|| self.start(shared)), Drain);
+        if self.inbox.add(|waiting| waiting.extend(request.take()), wake).is_err() {
+            request.into_iter().for_each(|request| request.refuse(gone("its topic is closed")));
         }
     }
 

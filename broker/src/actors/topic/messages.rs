@@ -6,9 +6,9 @@ use cuemq_storage_api::{QueueKey, Record};
 use tokio::sync::oneshot;
 
 use super::Parts;
+use crate::admission::Permit;
 use crate::error::{Error, Result};
 use crate::message::{MessageId, Receipt};
-use crate::shared::Permit;
 use crate::storage::{Stored, WriteResult};
 
 /// Appends each record to its queue, all or none.

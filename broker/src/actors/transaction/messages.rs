@@ -7,11 +7,11 @@ use cuemq_storage_api::{GroupName, QueueKey, Record, Timestamp};
 
 use super::TransactionHandle;
 use crate::actors::group::Answer;
+use crate::admission::Permit;
 use crate::domain::transaction::{Decision, TransactionId};
 use crate::error::SharedError;
 use crate::message::Receipt;
 use crate::settings::Flush;
-use crate::shared::Permit;
 use crate::tables::half_message::HalfMessageRow;
 
 /// Every request and notice, in one order.

@@ -1,0 +1,131 @@
+//! Messages of one queue in a consumer's hands, settled together.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use cuemq_storage_api::QueueOffset;
+use tokio::sync::oneshot;
+
+use super::release_if_free;
+use super::session::{Claim, Given, Records, Session};
+use super::{Delivery, Received};
+use crate::actors::group::GroupHandle;
+use crate::broker::Keeper;
+use crate::domain::membership::Lease;
+use crate::error::{Error, Result};
+use crate::limits::REDELIVERY_PAUSE;
+
+/// Messages of one queue, in its order, given to one member of a group. Acknowledge them together once their effects
+/// are done, which costs as much as for one message; or [part them](Batch::into_deliveries). Dropping the batch
+/// unacknowledged brings all of them again after a pause of one second.
+#[must_use = "messages that are not acknowledged come again"]
+pub struct Batch {
+    messages: Vec<Received>,
+    bytes: usize,
+    keeper: Arc<Keeper>,
+    group: Arc<GroupHandle>,
+    session: Arc<Session>,
+    lease: Lease,
+    redeliveries: u32,
+}
+
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Batch").field("messages", &self.messages).finish_non_exhaustive()
+    }
+}
+
+impl Deref for Batch {
+    type Target = [Received];
+
+    fn deref(&self) -> &[Received] {
+        &self.messages
+    }
+}
+
+impl<'a> IntoIterator for &'a Batch {
+    type Item = &'a Received;
+    type IntoIter = std::slice::Iter<'a, Received>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.messages.iter()
+    }
+}
+
+impl Batch {
+    pub(super) fn new(keeper: &Arc<Keeper>, group: &Arc<GroupHandle>, session: &Arc<Session>, given: Given) -> Self {
+        let Given { key, lease, records, redeliveries } = given;
+        let count = records.as_slice().len();
+        tracing::trace!(queue = %key, count, member = %session.member, "deliver");
+        let (store_id, bytes) = (keeper.shared().store_id, payload_bytes(records.as_slice().iter()));
+        let received = |stored| Received::new(key.clone(), stored, store_id, redeliveries);
+        let messages = match records {
+            Records::One(stored) => vec![received(stored)],
+            Records::Many(stored) => stored.into_iter().map(received).collect(),
+        };
+        let (keeper, group, session) = (Arc::clone(keeper), Arc::clone(group), Arc::clone(session));
+        Self { messages, bytes, keeper, group, session, lease, redeliveries }
+    }
+
+    /// Declares all of its messages done and resolves once that is stored, as [`Delivery::ack`] does for one.
+    ///
+    /// # Errors
+    /// `Stale` when the messages belong to another member by now: they will be delivered there.
+    pub async fn ack(mut self) -> Result<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.acknowledge(Some(sender));
+        receiver.await.unwrap_or_else(|_| Err(Error::lost("the acknowledgement")))
+    }
+
+    /// Declares all of its messages done without waiting for the answer.
+    pub fn ack_soon(mut self) {
+        self.acknowledge(None);
+    }
+
+    /// The messages one by one, each to be settled by itself.
+    #[must_use = "messages that are not acknowledged come again"]
+    pub fn into_deliveries(mut self) -> Vec<Delivery> {
+        let deliver = |received| {
+            Delivery::new(&self.keeper, &self.group, &self.session, received, self.lease, self.redeliveries)
+        };
+        std::mem::take(&mut self.messages).into_iter().map(deliver).collect()
+    }
+
+    fn acknowledge(&mut self, reply: Option<oneshot::Sender<Result<()>>>) {
+        let messages = std::mem::take(&mut self.messages);
+        let Some(first) = messages.first() else { return };
+        tracing::trace!(queue = %first.queue(), offset = %first.offset(), count = messages.len(), "ack");
+        let ranges = ranges(&messages);
+        // The group hears of it before the session lets go, as with one delivery.
+        self.group.acknowledge(&self.session.member, first.queue(), self.lease, &ranges, reply);
+        let claim = Claim { key: first.queue(), lease: self.lease, records: messages.len(), bytes: self.bytes };
+        release_if_free(&self.group, self.session.acknowledged(claim, &ranges), claim);
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        let Some(first) = self.messages.first() else { return };
+        let at = self.keeper.shared().clock.now().plus(REDELIVERY_PAUSE);
+        let claim = Claim { key: first.queue(), lease: self.lease, records: self.messages.len(), bytes: self.bytes };
+        let records = self.messages.iter().map(|received| received.stored().clone());
+        release_if_free(&self.group, self.session.again_at(claim, records, self.redeliveries, at), claim);
+    }
+}
+
+fn payload_bytes<'a>(records: impl Iterator<Item = &'a cuemq_storage_api::StoredRecord>) -> usize {
+    records.map(|stored| stored.record.payload_bytes()).sum()
+}
+
+/// The offsets of messages in order, neighbours as one range: what a filter or an earlier acknowledgement left out
+/// lies between.
+fn ranges(messages: &[Received]) -> Vec<Range<QueueOffset>> {
+    let mut ranges: Vec<Range<QueueOffset>> = Vec::with_capacity(1);
+    for message in messages {
+        match ranges.last_mut() {
+            Some(last) if last.end == message.offset() => last.end = message.range().end,
+            _ => ranges.push(message.range()),
+        }
+    }
+    ranges
+}
