@@ -94,18 +94,19 @@ impl Rig for EndToEndRig {
 async fn consume(consumer: &mut Consumer, bodies: &Bodies, first: u64, end: u64) -> Result<()> {
     let mut next = first;
     while next < end {
-        for delivery in consumer.next_batch(TAKE_MESSAGES).await? {
-            if delivery.offset().get() != next {
-                return Err(format!("offset {} was delivered where {next} belongs", delivery.offset()).into());
+        let batch = consumer.next_messages(TAKE_MESSAGES).await?;
+        for received in &batch {
+            if received.offset().get() != next {
+                return Err(format!("offset {} was delivered where {next} belongs", received.offset()).into());
             }
-            bodies.check(next, delivery.body())?;
+            bodies.check(next, received.body())?;
             next += 1;
-            if next == end {
-                // Acknowledgements are stored in order: the last one stands for all.
-                delivery.ack().await?;
-            } else {
-                delivery.ack_soon();
-            }
+        }
+        if next == end {
+            // Acknowledgements are stored in order: the last one stands for all.
+            batch.ack().await?;
+        } else {
+            batch.ack_soon();
         }
     }
     Ok(())

@@ -19,9 +19,7 @@ use crate::workload::{Bodies, check_queue, queue};
 const BODY_BYTES: usize = 256;
 /// Milliseconds that a clean opening may take.
 const CLEAN_MS: f64 = 50.0;
-/// How many times fewer messages a store has that was not closed: each opening needs a copy of its own.
-const DIRTY_SHARE: u64 = 4;
-/// And the store that shows whether the length of the log matters.
+/// How many times fewer messages the store has that shows whether the length of the log matters.
 const SHORT_SHARE: u64 = 10;
 /// Bytes that the scan goes over: more than caches hold.
 const SCAN_BYTES: usize = 256 << 20;
@@ -31,9 +29,9 @@ const FRAME_BYTES: usize = 64 + 256 * (64 + 5 + BODY_BYTES);
 pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     let (bodies, all) = (Bodies::new(BODY_BYTES), context.scale.opened_messages);
     let mut rows = vec![clean(context, &bodies, all)?, clean(context, &bodies, all / SHORT_SHARE)?];
-    rows.push(dropped(context, &bodies, all / DIRTY_SHARE)?);
+    rows.push(dropped(context, &bodies, context.scale.dirty_messages)?);
     if context.scale.kills && context.program.is_some() {
-        rows.push(killed(context, &bodies, all / DIRTY_SHARE)?);
+        rows.push(killed(context, &bodies, context.scale.dirty_messages)?);
     }
     Ok(rows)
 }

@@ -27,6 +27,8 @@ pub struct Scale {
     pub lsm_batches: Vec<usize>,
     /// Messages in a store that is opened again.
     pub opened_messages: u64,
+    /// Messages in a store that is opened after it was not closed: each opening needs a copy of its own.
+    pub dirty_messages: u64,
     /// Numbers of queues.
     pub queues: Vec<u32>,
     /// Messages in one pass over those queues.
@@ -68,6 +70,7 @@ impl Scale {
             lsm_bytes: 16 * MIB,
             lsm_batches: vec![64],
             opened_messages: 1_000_000,
+            dirty_messages: 1_000_000,
             queues: vec![1, 100, 10_000],
             queue_messages: 256_000,
             groups: vec![1, 100],
@@ -89,6 +92,7 @@ impl Scale {
             lsm_bytes: 128 * MIB,
             lsm_batches: vec![1, 64, 256],
             opened_messages: 10_000_000,
+            dirty_messages: 2_500_000,
             queues: vec![1, 100, 10_000, 100_000],
             queue_messages: 3_200_000,
             groups: vec![1, 100, 1000],
@@ -112,6 +116,7 @@ impl Scale {
             lsm_bytes: MIB / 4,
             lsm_batches: vec![64],
             opened_messages: 2_000,
+            dirty_messages: 500,
             queues: vec![1, 100],
             queue_messages: 6_400,
             groups: vec![1, 3],

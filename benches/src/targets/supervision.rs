@@ -39,41 +39,18 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
         tails.push(Pair { value: outcome.beside.p99_us, limit: outcome.before.p99_us });
         verified += outcome.verified;
     }
-    let subject = |name: &str, unit, limit, goal, note: &str| Subject {
-        number: 12,
-        name: name.into(),
-        unit,
-        flush: "buffered",
-        limit,
-        goal,
-        note: note.into(),
+    let subject = |name: &str, unit, limit, goal, note: &str| {
+        let (name, note) = (name.into(), note.into());
+        Subject { number: 12, name, unit, flush: "buffered", limit, goal, note }
     };
-    Ok(vec![
-        subject(
-            "queued requests lost by a panic of their queue's actor",
-            "requests",
-            "one request",
-            Goal::Zero,
-            "one sender, 256 in flight; the request at hand is answered as unknown, all others are stored",
-        )
-        .row(lost, verified),
-        subject(
-            "recovery after a panic",
-            "ms",
-            "back-off + 10 ms",
-            Goal::AtMost(1.0),
-            "from the panic to the next receipt of the same queue",
-        )
-        .row(recovery, verified),
-        subject(
-            "send p99 of a neighbouring queue during a panic",
-            "us",
-            "p99 before",
-            Goal::AtMost(2.0),
-            "one message at a time, beside the same load; the panic comes in the middle of the pass",
-        )
-        .row(tails, verified),
-    ])
+    let note = "one sender, 256 in flight; the request at hand is answered as unknown, all others are stored";
+    let lost_requests = subject("queued requests lost by a panic of their actor", "requests", "one", Goal::Zero, note);
+    let note = "from the panic to the next receipt of the same queue";
+    let recovered = subject("recovery after a panic", "ms", "back-off + 10 ms", Goal::AtMost(1.0), note);
+    let note = "one message at a time, beside the same load; the panic comes in the middle of the pass";
+    let name = "send p99 of a neighbouring queue during a panic";
+    let neighbour = subject(name, "us", "p99 before", Goal::AtMost(2.0), note);
+    Ok(vec![lost_requests.row(lost, verified), recovered.row(recovery, verified), neighbour.row(tails, verified)])
 }
 
 /// The process's panic hook prints every panic; those that are wanted would only frighten.
