@@ -147,15 +147,16 @@ impl Producer {
 
     fn batch_records(&self, messages: Vec<Message>) -> Result<Vec<Record>> {
         let shared = self.keeper.shared();
-        let now = shared.clock.now();
-        let record = |message: Message| {
+        let (now, most) = (shared.clock.now(), shared.settings.max_body_bytes);
+        let mut records = Vec::with_capacity(messages.len());
+        for message in messages {
             if message.delay_ref().is_some() {
                 return Err(Error::new(ErrorKind::Invalid, "a message of a batch cannot be delayed: send it alone"));
             }
-            let attributes = message.checked_attributes(shared.settings.max_body_bytes)?;
-            Ok(message.into_record(attributes, now))
-        };
-        messages.into_iter().map(record).collect()
+            let attributes = message.checked_attributes(most)?;
+            records.push(message.into_record(attributes, now));
+        }
+        Ok(records)
     }
 
     async fn send_across(
