@@ -20,6 +20,9 @@ th:first-child,td:first-child{text-align:left}svg{max-width:100%;height:auto}.no
 pub(crate) const TMPFS_WARNING: &str =
     "<p class=\"warning\">The stores lie on tmpfs, which keeps nothing: durable figures mean nothing.</p>";
 
+/// Where the crate of embedded peers leaves its results.
+pub(crate) const PEERS_FILE: &str = "peers.json";
+
 /// A part of the report. Each is measured by a benchmark of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
@@ -68,6 +71,10 @@ pub fn publish(directory: &FilePath, part: Part, html: &str, value: &impl Serial
         } else {
             write!(page, "<p>The {} have not been measured here yet.</p>", part.name())?;
         }
+    }
+    // Embedded peers are measured by a crate of its own, which leaves only this.
+    if let Ok(peers) = fs::read(directory.join(PEERS_FILE)) {
+        summary.insert("peers".to_owned(), serde_json::from_slice(&peers)?);
     }
     page.push_str("</body></html>\n");
     fs::write(directory.join("summary.json"), serde_json::to_vec_pretty(&summary)?)?;

@@ -12,7 +12,7 @@ use super::plot;
 use super::row::{Row, command};
 use crate::limits::{GroupLimits, facts};
 use crate::machine::Machine;
-use crate::page::{Part, escape, publish};
+use crate::page::{PEERS_FILE, Part, escape, publish};
 use crate::{Result, table};
 
 /// How the ninth target, embedded peers, is measured: in a crate of its own, which ordinary builds never compile.
@@ -98,7 +98,10 @@ impl Board {
             }
             write_rows(&mut out, rows)?;
         }
-        write!(out, "<h2>9. embedded peers</h2><p><code>{PEERS}</code></p>")?;
+        write!(
+            out,
+            "<h2>9. embedded peers</h2><p>A crate of its own measures them and leaves {PEERS_FILE} here: <code>{PEERS}</code></p>"
+        )?;
         Ok(out)
     }
 }
