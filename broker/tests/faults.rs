@@ -34,6 +34,11 @@ on_durable_engines!(a_failed_sync_ends_the_broker, nothing_is_seen_before_it_is_
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+#[test]
+fn a_stalled_lane_holds_up_only_who_waits_for_a_write() {
+    run(a_stalled_write_leaves_readers_and_groups_alone(Store::new(Kind::Lsm)));
+}
+
 /// The cause of a failure, once it is there.
 async fn failure(broker: &Broker) -> String {
     let mut state = broker.watch_state();
@@ -413,4 +418,46 @@ async fn a_slow_engine_slows_nobody_else(store: Store) {
         soon("the receipt", receipt).await.unwrap();
     }
     slow.shutdown().await.unwrap();
+}
+
+async fn a_stalled_write_leaves_readers_and_groups_alone(store: Store) {
+    let broker = store.open().await;
+    let (stuck, other) = (broker.producer("stuck").await.unwrap(), broker.producer("orders").await.unwrap());
+    let mut receipts = Vec::new();
+    for n in 0..20 {
+        receipts.push(other.send(numbered(n)).await.unwrap());
+    }
+    let mut consumer = broker.consumer("group").subscribe("orders").build().await.unwrap();
+    let first = next(&mut consumer).await;
+    let mut pull = broker.pull_consumer("puller").await.unwrap();
+    pull.assign_topic("orders").await.unwrap();
+    let gate = store.faults.hold(Operation::Apply);
+    let mut pending: Vec<_> = (0..10).map(|n| stuck.enqueue(numbered(n)).unwrap()).collect();
+    gate.wait_for(1);
+    // What has to be written waits with it, and holds up nobody either: not the group's actor, not the other queues.
+    let acknowledged = tokio::spawn(async move { first.ack().await });
+    pending.extend((20..30).map(|n| other.enqueue(numbered(n)).unwrap()));
+    for _ in 1..20 {
+        next(&mut consumer).await;
+    }
+    let described = soon("the group", broker.describe_group("group")).await.unwrap();
+    assert_eq!(described.members.len(), 1);
+    let mut pulled = 0;
+    while pulled < 20 {
+        pulled += soon("a poll", pull.poll(20, HOUR)).await.unwrap().len();
+    }
+    assert_eq!(soon("a position", pull.committed("orders", 0)).await.unwrap(), None);
+    for (n, receipt) in (0..).zip(&receipts) {
+        assert_eq!(number_of(&broker.message(receipt.id.unwrap()).unwrap().unwrap()), n);
+    }
+    assert_eq!(broker.describe_topic("orders").unwrap().queues.len(), 4);
+    assert!(!acknowledged.is_finished() && broker.state() == BrokerState::Running);
+    drop(gate);
+    soon("the acknowledgement", acknowledged).await.unwrap().unwrap();
+    for receipt in pending {
+        soon("the receipt", receipt).await.unwrap();
+    }
+    assert_eq!(all_numbers(&broker).await, (0..30).collect::<Vec<_>>());
+    drop((consumer, pull));
+    broker.shutdown().await.unwrap();
 }

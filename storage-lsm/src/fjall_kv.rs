@@ -37,7 +37,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -68,7 +68,7 @@ const FLUSH_LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// An open fjall database with one keyspace per space. Dropping it syncs, stops its threads and releases its lock.
 pub(crate) struct FjallKv {
-    spaces: [Keyspace; SPACES],
+    spaces: Arc<[Keyspace; SPACES]>,
     database: Database,
     journals: Journals,
     /// Bytes of rows in the journals, those of earlier sessions included.
@@ -103,7 +103,7 @@ impl FjallKv {
             .open()?;
         let open = |space: Space| database.keyspace(space.name(), || options(space, settings));
         let [log, cq, key, meta] = Space::ALL;
-        let spaces = [open(log)?, open(cq)?, open(key)?, open(meta)?];
+        let spaces = Arc::new([open(log)?, open(cq)?, open(key)?, open(meta)?]);
         // Opening has cut them to what is in use.
         let journaled = AtomicU64::new(journals.bytes(&earlier));
         Ok(Self { spaces, database, journals, journaled })
@@ -111,7 +111,7 @@ impl FjallKv {
 
     /// Turns what is in memory into tables; says whether all of it is there now.
     fn flush(&self) -> fjall::Result<bool> {
-        for space in &self.spaces {
+        for space in self.spaces.iter() {
             space.rotate_memtable()?;
         }
         let in_tables = || {
@@ -207,11 +207,11 @@ fn use_error(error: impl Into<fjall::Error>) -> KvError {
 
 impl OrderedKv for FjallKv {
     type Batch = FjallBatch;
-    type View<'a> = FjallView<'a>;
+    type View = FjallView;
 
     fn batch(&self, changes: usize) -> FjallBatch {
         let batch = OwnedWriteBatch::with_capacity(self.database.clone(), changes);
-        FjallBatch { spaces: self.spaces.clone(), batch: batch.durability(Some(PersistMode::Buffer)), bytes: 0 }
+        FjallBatch { spaces: Arc::clone(&self.spaces), batch: batch.durability(Some(PersistMode::Buffer)), bytes: 0 }
     }
 
     fn commit(&self, batch: FjallBatch) -> KvResult<()> {
@@ -219,8 +219,8 @@ impl OrderedKv for FjallKv {
         batch.batch.commit().map_err(use_error)
     }
 
-    fn view(&self) -> FjallView<'_> {
-        FjallView { spaces: &self.spaces, snapshot: self.database.snapshot() }
+    fn view(&self) -> FjallView {
+        FjallView { spaces: Arc::clone(&self.spaces), snapshot: self.database.snapshot() }
     }
 
     fn sync(&self) -> KvResult<()> {
@@ -250,7 +250,7 @@ impl OrderedKv for FjallKv {
 
 /// A fjall batch that is in the operating system's hands when it has been committed.
 pub(crate) struct FjallBatch {
-    spaces: [Keyspace; SPACES],
+    spaces: Arc<[Keyspace; SPACES]>,
     batch: OwnedWriteBatch,
     bytes: u64,
 }
@@ -268,12 +268,13 @@ impl KvBatch for FjallBatch {
 }
 
 /// A fjall snapshot.
-pub(crate) struct FjallView<'a> {
-    spaces: &'a [Keyspace; SPACES],
+#[derive(Clone)]
+pub(crate) struct FjallView {
+    spaces: Arc<[Keyspace; SPACES]>,
     snapshot: Snapshot,
 }
 
-impl FjallView<'_> {
+impl FjallView {
     fn iterate(&self, space: Space, from: &[u8], to: Option<&[u8]>) -> fjall::Iter {
         let keyspace = &self.spaces[space.number()];
         match to {
@@ -284,7 +285,7 @@ impl FjallView<'_> {
     }
 }
 
-impl KvView for FjallView<'_> {
+impl KvView for FjallView {
     fn get(&self, space: Space, key: &[u8]) -> KvResult<Option<Bytes>> {
         let value = self.snapshot.get(&self.spaces[space.number()], key).map_err(use_error)?;
         Ok(value.map(Bytes::from))

@@ -59,10 +59,8 @@ pub(crate) type KvRow = (Bytes, Bytes);
 pub(crate) trait OrderedKv: Debug + Send + Sync + 'static {
     /// Collects the changes of one batch.
     type Batch: KvBatch;
-    /// What a reader sees: the store at one moment, whole batches only.
-    type View<'a>: KvView
-    where
-        Self: 'a;
+    /// What a reader sees: the store at one moment, whole batches only. None may be left when the store is closed.
+    type View: KvView;
 
     /// An empty batch with room for about `changes` of them.
     fn batch(&self, changes: usize) -> Self::Batch;
@@ -72,7 +70,7 @@ pub(crate) trait OrderedKv: Debug + Send + Sync + 'static {
     fn commit(&self, batch: Self::Batch) -> KvResult<()>;
 
     /// The store as it is now.
-    fn view(&self) -> Self::View<'_>;
+    fn view(&self) -> Self::View;
 
     /// Makes every batch committed before the call survive a power cut.
     fn sync(&self) -> KvResult<()>;
@@ -90,8 +88,8 @@ pub(crate) trait KvBatch {
     fn delete(&mut self, space: Space, key: Bytes);
 }
 
-/// The store at one moment.
-pub(crate) trait KvView {
+/// The store at one moment. A clone sees the same moment.
+pub(crate) trait KvView: Clone + Send + Sync + 'static {
     /// A row's value.
     fn get(&self, space: Space, key: &[u8]) -> KvResult<Option<Bytes>>;
 

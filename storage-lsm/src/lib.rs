@@ -63,7 +63,7 @@ mod kv;
 mod kv_engine;
 #[cfg(test)]
 mod memory_kv;
-mod progress;
+mod published;
 mod registry;
 mod settings;
 mod watermark;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -23,6 +24,20 @@ struct Disk {
     content: Mutex<Content>,
     locked: AtomicBool,
     failing: AtomicBool,
+    stall: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+}
+
+/// Holds up one commit between its landing and its return, as back-pressure does; dropping it lets the commit go on.
+pub(crate) struct Stall {
+    landed: Receiver<()>,
+    _release: Sender<()>,
+}
+
+impl Stall {
+    /// Returns when the commit has landed.
+    pub(crate) fn wait(&self) {
+        self.landed.recv().unwrap();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +67,13 @@ impl MemoryDisk {
     /// Makes every later commit and sync fail, or work again.
     pub(crate) fn fail(&self, failing: bool) {
         self.0.failing.store(failing, Ordering::SeqCst);
+    }
+
+    /// Makes the next commit stall once it has landed.
+    pub(crate) fn stall(&self) -> Stall {
+        let ((landing, landed), (release, released)) = (channel(), channel());
+        *self.0.stall.lock().unwrap() = Some((landing, released));
+        Stall { landed, _release: release }
     }
 
     /// Replaces the bytes of one row, as rot would.
@@ -102,7 +124,7 @@ impl Drop for MemoryKv {
 
 impl OrderedKv for MemoryKv {
     type Batch = MemoryBatch;
-    type View<'a> = MemoryView;
+    type View = MemoryView;
 
     fn batch(&self, changes: usize) -> MemoryBatch {
         MemoryBatch(Vec::with_capacity(changes))
@@ -114,6 +136,13 @@ impl OrderedKv for MemoryKv {
         let live = Arc::make_mut(&mut content.live);
         batch.0.iter().cloned().for_each(|row| change(live, row));
         content.unsynced.push(batch.0);
+        drop(content);
+        let stall = self.0.0.stall.lock().unwrap().take();
+        if let Some((landing, released)) = stall {
+            landing.send(()).unwrap();
+            // Ends when the other side is dropped.
+            let _ = released.recv();
+        }
         Ok(())
     }
 
@@ -144,6 +173,7 @@ impl KvBatch for MemoryBatch {
 }
 
 /// The maps as they were when the view was made.
+#[derive(Clone)]
 pub(crate) struct MemoryView(Arc<Spaces>);
 
 impl MemoryView {

@@ -1,14 +1,17 @@
 //! One small row per record, by queue and offset: the space `cq`.
 
-use bytes::{BufMut, Bytes, BytesMut};
 use cuemq_storage_api::Timestamp;
 
 use super::checksum::{self, CHECKSUM_BYTES, take};
 
-const KEY_BYTES: usize = 12;
+/// Bytes of a key.
+pub(crate) const KEY_BYTES: usize = 12;
 const HAS_KEYS: u8 = 1;
+/// Where what the checksum covers begins in key and value together.
+const REST: usize = KEY_BYTES + CHECKSUM_BYTES;
+const REST_BYTES: usize = 8 + 4 + 8 + 8 + 1;
 /// Bytes that key and value take.
-pub(crate) const ROW_BYTES: usize = KEY_BYTES + CHECKSUM_BYTES + 8 + 4 + 8 + 8 + 1;
+pub(crate) const ROW_BYTES: usize = REST + REST_BYTES;
 
 /// The key of an offset.
 pub(crate) fn key(queue: u32, offset: u64) -> [u8; KEY_BYTES] {
@@ -39,23 +42,32 @@ pub(crate) struct QueueRow {
 }
 
 impl QueueRow {
-    /// Encodes key and value at the end of an empty buffer and takes both out.
-    pub(crate) fn encode(&self, buffer: &mut BytesMut, queue: u32, offset: u64) -> (Bytes, Bytes) {
-        buffer.put_slice(&key(queue, offset));
-        let key = buffer.split().freeze();
-        checksum::begin(buffer);
-        buffer.put_u64_le(self.position);
-        buffer.put_u32_le(self.payload_bytes);
-        buffer.put_i64_le(self.tag_hash);
-        buffer.put_i64_le(self.stored_at.as_millis());
-        buffer.put_u8(if self.has_keys { HAS_KEYS } else { 0 });
-        let value = checksum::seal(&key, buffer);
-        (key, value)
+    /// Encodes the key and, behind it, the value.
+    pub(crate) fn encode(&self, queue: u32, offset: u64) -> [u8; ROW_BYTES] {
+        let key = key(queue, offset);
+        let mut rest = [0; REST_BYTES];
+        rest[..8].copy_from_slice(&self.position.to_le_bytes());
+        rest[8..12].copy_from_slice(&self.payload_bytes.to_le_bytes());
+        rest[12..20].copy_from_slice(&self.tag_hash.to_le_bytes());
+        rest[20..28].copy_from_slice(&self.stored_at.as_millis().to_le_bytes());
+        rest[28] = if self.has_keys { HAS_KEYS } else { 0 };
+        let checksum = checksum::checksum_of_small(&key, &rest);
+        let mut row = [0; ROW_BYTES];
+        row[..KEY_BYTES].copy_from_slice(&key);
+        row[KEY_BYTES..REST].copy_from_slice(&checksum.to_le_bytes());
+        row[REST..].copy_from_slice(&rest);
+        row
     }
 
     /// Checks and decodes a row.
     pub(crate) fn decode(key: &[u8], value: &[u8]) -> Option<Self> {
-        let mut rest = checksum::verified(key, value)?;
+        let key: &[u8; KEY_BYTES] = key.try_into().ok()?;
+        let (checksum, rest) = value.split_first_chunk::<CHECKSUM_BYTES>()?;
+        let rest: &[u8; REST_BYTES] = rest.try_into().ok()?;
+        if u32::from_le_bytes(*checksum) != checksum::checksum_of_small(key, rest) {
+            return None;
+        }
+        let mut rest = &rest[..];
         let position = take!(rest, u64);
         let payload_bytes = take!(rest, u32);
         let tag_hash = take!(rest, i64);
@@ -78,10 +90,10 @@ mod tests {
             stored_at: Timestamp::from_millis(3),
             has_keys: true,
         };
-        let (key, value) = row.encode(&mut BytesMut::new(), 7, 300);
-        assert_eq!(key.len() + value.len(), ROW_BYTES);
-        assert_eq!(QueueRow::decode(&key, &value), Some(row));
-        assert_eq!((queue(&key), offset(&key)), (Some(7), Some(300)));
+        let encoded = row.encode(7, 300);
+        let (key, value) = encoded.split_at(KEY_BYTES);
+        assert_eq!(QueueRow::decode(key, value), Some(row));
+        assert_eq!((queue(key), offset(key)), (Some(7), Some(300)));
         assert!(super::key(7, 300) < super::key(7, 65_536) && super::key(7, 65_536) < super::key(256, 0));
     }
 }

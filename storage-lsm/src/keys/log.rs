@@ -1,6 +1,6 @@
 //! Records by position: the space `log`.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use cuemq_storage_api::{Attributes, LogPosition, QueueOffset, Record, StoredRecord, Timestamp};
 
 use super::checksum::{self, CHECKSUM_BYTES, take};
@@ -32,35 +32,37 @@ pub(crate) fn row_bytes(record: &Record) -> usize {
     KEY_BYTES + HEADER_BYTES + record.payload_bytes()
 }
 
-/// Encodes key and value at the end of an empty buffer and takes both out.
+/// Adds the key and, behind it, the value to a buffer.
 pub(crate) fn encode(
-    buffer: &mut BytesMut,
+    buffer: &mut Vec<u8>,
     position: u64,
     queue: u32,
     offset: u64,
     stored_at: Timestamp,
     record: &Record,
-) -> (Bytes, Bytes) {
-    buffer.put_slice(&key(position));
-    let key = buffer.split().freeze();
+) {
+    let key = key(position);
     let attributes = record.attributes.as_bytes();
     let attributes_len = u16::try_from(attributes.len()).expect("a checked record has at most 32 KiB of attributes");
-    checksum::begin(buffer);
-    buffer.put_u8(VERSION);
-    buffer.put_u32_le(queue);
-    buffer.put_u64_le(offset);
-    buffer.put_i64_le(stored_at.as_millis());
-    buffer.put_i64_le(record.born_at.as_millis());
-    buffer.put_u16_le(attributes_len);
-    buffer.put_slice(attributes);
-    buffer.put_slice(&record.body);
-    let value = checksum::seal(&key, buffer);
-    (key, value)
+    let mut header = [0; HEADER_BYTES];
+    header[4] = VERSION;
+    header[5..9].copy_from_slice(&queue.to_le_bytes());
+    header[9..17].copy_from_slice(&offset.to_le_bytes());
+    header[17..25].copy_from_slice(&stored_at.as_millis().to_le_bytes());
+    header[25..33].copy_from_slice(&record.born_at.as_millis().to_le_bytes());
+    header[33..].copy_from_slice(&attributes_len.to_le_bytes());
+    buffer.extend_from_slice(&key);
+    let value = buffer.len();
+    buffer.extend_from_slice(&header);
+    buffer.extend_from_slice(attributes);
+    buffer.extend_from_slice(&record.body);
+    let checksum = checksum::checksum_of(&key, &buffer[value + CHECKSUM_BYTES..]);
+    buffer[value..value + CHECKSUM_BYTES].copy_from_slice(&checksum.to_le_bytes());
 }
 
 /// Checks and decodes a row; attributes and body are slices of the value.
-pub(crate) fn decode(key: &[u8], value: &Bytes) -> Option<LogRow> {
-    let mut rest = checksum::verified(key, value)?;
+pub(crate) fn decode(key: &[u8], mut value: Bytes) -> Option<LogRow> {
+    let mut rest = checksum::verified(key, &value)?;
     if take!(rest, u8) != VERSION {
         return None;
     }
@@ -72,12 +74,13 @@ pub(crate) fn decode(key: &[u8], value: &Bytes) -> Option<LogRow> {
     if attributes_len > rest.len() {
         return None;
     }
-    let body_at = HEADER_BYTES + attributes_len;
-    let record = Record {
-        attributes: Attributes::from_stored(value.slice(HEADER_BYTES..body_at)),
-        body: value.slice(body_at..),
-        born_at,
+    value.advance(HEADER_BYTES);
+    // Most records have none, and an empty slice of a shared buffer would be counted all the same.
+    let attributes = match attributes_len {
+        0 => Attributes::EMPTY,
+        len => Attributes::from_stored(value.split_to(len)),
     };
+    let record = Record { attributes, body: value, born_at };
     let position = LogPosition::new(position(key)?);
     Some(LogRow { queue, stored: StoredRecord { offset: QueueOffset::new(offset), position, stored_at, record } })
 }
@@ -97,13 +100,15 @@ mod tests {
             Record::new(&b"body"[..], Timestamp::from_millis(-7)).with_attributes(attributes),
             Record::new(Bytes::new(), Timestamp::MAX),
         ] {
-            let mut buffer = BytesMut::with_capacity(row_bytes(&record));
-            let (key, value) = encode(&mut buffer, 9, 3, 5, Timestamp::from_millis(11), &record);
-            assert_eq!(key.len() + value.len(), row_bytes(&record));
-            let row = decode(&key, &value).unwrap();
+            let mut buffer = Vec::new();
+            encode(&mut buffer, 9, 3, 5, Timestamp::from_millis(11), &record);
+            assert_eq!(buffer.len(), row_bytes(&record));
+            let mut value = Bytes::from(buffer);
+            let key = value.split_to(KEY_BYTES);
+            let row = decode(&key, value.clone()).unwrap();
             assert_eq!((row.queue, row.stored.offset.get(), row.stored.position.get()), (3, 5, 9));
             assert_eq!((row.stored.stored_at, &row.stored.record), (Timestamp::from_millis(11), &record));
-            assert_eq!(decode(&super::key(8), &value), None, "under another key");
+            assert_eq!(decode(&super::key(8), value), None, "under another key");
         }
     }
 }

@@ -1,12 +1,13 @@
 //! The engine's state: the one row of `meta` that every batch rewrites.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use cuemq_storage_api::Timestamp;
 
 use super::STATE;
-use super::checksum::{self, take};
+use super::checksum::{self, CHECKSUM_BYTES, take};
 
 const VERSION: u8 = 1;
+const VALUE_BYTES: usize = CHECKSUM_BYTES + 1 + 8 + 8 + 8 + 8;
 /// Its key.
 pub(crate) const KEY: [u8; 1] = [STATE];
 
@@ -28,14 +29,16 @@ impl State {
     pub(crate) const NEW: Self = Self { batches: 0, next_position: 0, stored_at: Timestamp::MIN, kept_bytes: 0 };
 
     /// Encodes key and value.
-    pub(crate) fn encode(&self, buffer: &mut BytesMut) -> (Bytes, Bytes) {
-        checksum::begin(buffer);
-        buffer.put_u8(VERSION);
-        buffer.put_u64_le(self.batches);
-        buffer.put_u64_le(self.next_position);
-        buffer.put_i64_le(self.stored_at.as_millis());
-        buffer.put_u64_le(self.kept_bytes);
-        (Bytes::from_static(&KEY), checksum::seal(&KEY, buffer))
+    pub(crate) fn encode(&self) -> (Bytes, Bytes) {
+        let mut value = [0; VALUE_BYTES];
+        value[4] = VERSION;
+        value[5..13].copy_from_slice(&self.batches.to_le_bytes());
+        value[13..21].copy_from_slice(&self.next_position.to_le_bytes());
+        value[21..29].copy_from_slice(&self.stored_at.as_millis().to_le_bytes());
+        value[29..].copy_from_slice(&self.kept_bytes.to_le_bytes());
+        let checksum = checksum::checksum_of(&KEY, &value[CHECKSUM_BYTES..]);
+        value[..CHECKSUM_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        (Bytes::from_static(&KEY), Bytes::copy_from_slice(&value))
     }
 
     /// Checks and decodes the row's value.
@@ -59,7 +62,7 @@ mod tests {
     #[test]
     fn the_state_round_trips() {
         let state = State { batches: 3, next_position: 9, stored_at: Timestamp::from_millis(-1), kept_bytes: 77 };
-        let (key, value) = state.encode(&mut BytesMut::new());
+        let (key, value) = state.encode();
         assert_eq!((&key[..], State::decode(&value)), (&KEY[..], Some(state)));
     }
 }

@@ -1,8 +1,8 @@
 //! A batch on its way to the store: encodes every change and knows what to publish once it is committed.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use cuemq_storage_api::limits::MAX_POSITION;
 use cuemq_storage_api::{
     Appended, Applied, ErrorKind, LogPosition, Mark, QueueKey, QueueOffset, Record, Result, StorageError, Timestamp,
@@ -75,7 +75,7 @@ pub(super) struct Drafted<B> {
     pub(super) changes: B,
     pub(super) state: State,
     /// In the order of their numbers, new queues last.
-    pub(super) touched: Vec<(u32, Touched)>,
+    pub(super) touched: BTreeMap<u32, Touched>,
     pub(super) applied: Applied,
 }
 
@@ -84,10 +84,10 @@ pub(super) struct Draft<'a, B> {
     registry: &'a Registry,
     changes: B,
     state: State,
-    touched: HashMap<u32, Touched>,
-    new: HashMap<QueueKey, u32>,
-    log: BytesMut,
-    rows: BytesMut,
+    touched: BTreeMap<u32, Touched>,
+    new: BTreeMap<QueueKey, u32>,
+    log: Vec<u8>,
+    rows: Vec<u8>,
     index: BytesMut,
     meta: BytesMut,
     appends: Vec<Appended>,
@@ -100,7 +100,7 @@ impl<'a, B: KvBatch> Draft<'a, B> {
         registry: &'a Registry,
         before: State,
         changes: B,
-        batch: WriteBatch,
+        batch: &WriteBatch,
         size: Size,
     ) -> Result<Drafted<B>> {
         if size.records as u64 > MAX_POSITION - before.next_position {
@@ -113,33 +113,34 @@ impl<'a, B: KvBatch> Draft<'a, B> {
             registry,
             changes,
             state,
-            touched: HashMap::new(),
-            new: HashMap::new(),
-            log: BytesMut::with_capacity(size.log_bytes),
-            rows: BytesMut::with_capacity(size.records * consume_queue::ROW_BYTES),
+            touched: BTreeMap::new(),
+            new: BTreeMap::new(),
+            log: Vec::with_capacity(size.log_bytes),
+            rows: Vec::with_capacity(size.records * consume_queue::ROW_BYTES),
             index: BytesMut::new(),
             meta: BytesMut::new(),
             appends: Vec::with_capacity(size.queue_operations),
             positions: Vec::with_capacity(size.records),
         };
-        for operation in batch.into_operations() {
+        for operation in batch.operations() {
             draft.add(operation)?;
         }
+        draft.put_records(batch.operations());
         Ok(draft.finish())
     }
 
-    fn add(&mut self, operation: WriteOperation) -> Result<()> {
+    fn add(&mut self, operation: &WriteOperation) -> Result<()> {
         match operation {
-            WriteOperation::Append { queue, records } => self.append(&queue, &records)?,
+            WriteOperation::Append { queue, records } => self.append(queue, records)?,
             WriteOperation::Put { table, key, value } => {
-                let (key, value) = table::encode(&mut self.meta, &table, &key, &value);
+                let (key, value) = table::encode(&mut self.meta, table, key, value);
                 self.changes.put(Space::Meta, key, value);
             }
             WriteOperation::Delete { table, key } => {
-                let key = table::encode_key(&mut self.meta, &table, &key);
+                let key = table::encode_key(&mut self.meta, table, key);
                 self.changes.delete(Space::Meta, key);
             }
-            WriteOperation::Trim { queue, before } => self.trim(&queue, before),
+            WriteOperation::Trim { queue, before } => self.trim(queue, *before),
         }
         Ok(())
     }
@@ -159,8 +160,7 @@ impl<'a, B: KvBatch> Draft<'a, B> {
 
     fn append_one(&mut self, queue: &QueueKey, number: u32, offset: u64, record: &Record) {
         let (position, stored_at) = (self.state.next_position, self.state.stored_at);
-        let (key, value) = log::encode(&mut self.log, position, number, offset, stored_at, record);
-        self.changes.put(Space::Log, key, value);
+        log::encode(&mut self.log, position, number, offset, stored_at, record);
         let has_keys = self.add_keys(queue, position, stored_at, record);
         let row = QueueRow {
             position,
@@ -169,11 +169,28 @@ impl<'a, B: KvBatch> Draft<'a, B> {
             stored_at,
             has_keys,
         };
-        let (key, value) = row.encode(&mut self.rows, number, offset);
-        self.changes.put(Space::ConsumeQueue, key, value);
+        self.rows.extend_from_slice(&row.encode(number, offset));
         self.positions.push(LogPosition::new(position));
         self.state.next_position += 1;
         self.state.kept_bytes += record.payload_bytes() as u64;
+    }
+
+    /// Hands the encoded rows of all records to the store, as slices of one buffer per space: taking each slice while
+    /// the buffer was still being filled would cost as much as filling it.
+    fn put_records(&mut self, operations: &[WriteOperation]) {
+        let (mut log, mut rows) =
+            (Bytes::from(std::mem::take(&mut self.log)), Bytes::from(std::mem::take(&mut self.rows)));
+        for operation in operations {
+            let WriteOperation::Append { records, .. } = operation else { continue };
+            for record in records {
+                let key = log.split_to(log::KEY_BYTES);
+                let value = log.split_to(log::row_bytes(record) - log::KEY_BYTES);
+                self.changes.put(Space::Log, key, value);
+                let key = rows.split_to(consume_queue::KEY_BYTES);
+                let value = rows.split_to(consume_queue::ROW_BYTES - consume_queue::KEY_BYTES);
+                self.changes.put(Space::ConsumeQueue, key, value);
+            }
+        }
     }
 
     fn add_keys(&mut self, queue: &QueueKey, position: u64, stored_at: Timestamp, record: &Record) -> bool {
@@ -219,13 +236,11 @@ impl<'a, B: KvBatch> Draft<'a, B> {
     }
 
     fn finish(mut self) -> Drafted<B> {
-        let mut touched: Vec<_> = self.touched.into_iter().collect();
-        touched.sort_unstable_by_key(|(number, _)| *number);
-        for (number, queue) in touched.iter().filter(|(_, queue)| queue.row_changed) {
+        for (number, queue) in self.touched.iter().filter(|(_, queue)| queue.row_changed) {
             let (key, value) = queue::encode(&mut self.meta, *number, &queue.key, queue.min);
             self.changes.put(Space::Meta, key, value);
         }
-        let (key, value) = self.state.encode(&mut self.meta);
+        let (key, value) = self.state.encode();
         self.changes.put(Space::Meta, key, value);
         let applied = Applied {
             mark: Mark(self.state.batches),
@@ -233,7 +248,7 @@ impl<'a, B: KvBatch> Draft<'a, B> {
             appends: self.appends,
             positions: self.positions,
         };
-        Drafted { changes: self.changes, state: self.state, touched, applied }
+        Drafted { changes: self.changes, state: self.state, touched: self.touched, applied }
     }
 }
 

@@ -24,8 +24,7 @@ use crate::directory::Directory;
 use crate::disk_space::DiskSpace;
 use crate::keys::state::State;
 use crate::kv::{KvError, OrderedKv};
-use crate::progress::Progress;
-use crate::registry::Registry;
+use crate::published::Published;
 use crate::watermark::Watermark;
 
 /// What an engine is made of beside its store.
@@ -44,18 +43,17 @@ pub(crate) struct Parts {
 }
 
 /// An engine over an ordered store.
-pub(crate) struct KvEngine<K> {
+pub(crate) struct KvEngine<K: OrderedKv> {
     parts: FixedParts,
     store: RwLock<Option<Store<K>>>,
     writer: Mutex<Writer>,
-    registry: RwLock<Registry>,
-    progress: Progress,
+    published: RwLock<Published<K::View>>,
     syncing: Mutex<Option<Watermark>>,
     durable: AtomicU64,
     poisoned: AtomicBool,
 }
 
-impl<K> fmt::Debug for KvEngine<K> {
+impl<K: OrderedKv> fmt::Debug for KvEngine<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.parts.capabilities.name;
         f.debug_struct("KvEngine").field("name", &name).field("durable", &self.durable).finish_non_exhaustive()
@@ -110,9 +108,17 @@ impl<K: OrderedKv> KvEngine<K> {
         }
     }
 
-    fn registry(&self) -> RwLockReadGuard<'_, Registry> {
+    /// What readers see.
+    fn registry(&self) -> RwLockReadGuard<'_, Published<K::View>> {
         // Publication cannot panic half way: it only copies numbers. A poisoned lock is sound.
-        self.registry.read().unwrap_or_else(PoisonError::into_inner)
+        self.published.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store as readers of tables see it: never a batch whose records cannot be seen yet.
+    fn table_view(&self, kv: &K) -> K::View {
+        // Under this lock no batch can begin between the question and the view.
+        let published = self.registry();
+        published.before().cloned().unwrap_or_else(|| kv.view())
     }
 
     fn check_healthy(&self, operation: &'static str) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Reading: queues, positions, times, keys and tables. Every record's checksum is verified on every read.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -21,6 +22,9 @@ const SCAN_OVER_POSITIONS: u64 = 16;
 /// Records larger than this on average are looked up one by one unless they are neighbours: skipping one in a scan
 /// reads it all the same.
 const SCAN_OVER_BYTES: u64 = 4096;
+/// Rows wanted from which a scan is left open at its end and simply stopped: fjall looks for an end in every block that
+/// it reads, which costs more than the one block too many of each table behind the end.
+const OPEN_SCAN_ROWS: u64 = 64;
 /// Room for records that a fetch prepares before it knows how many there are.
 const PREPARED_RECORDS: usize = 256;
 
@@ -93,7 +97,7 @@ impl<K: OrderedKv> KvEngine<K> {
         let store = self.store("record_at")?;
         let key = log::key(position.get());
         let value = store.view().get(Space::Log, &key).map_err(|error| read_failed("record_at", error))?;
-        Ok(value.and_then(|value| log::decode(&key, &value)).and_then(|row| self.locate(row)))
+        Ok(value.and_then(|value| log::decode(&key, value)).and_then(|row| self.locate(row)))
     }
 
     /// Names the queue of a record; `None` when it was trimmed or is not published yet.
@@ -132,7 +136,7 @@ impl<K: OrderedKv> KvEngine<K> {
             let key = log::key(position);
             // A row outlives its record only when that was too damaged to tell its keys as it was deleted.
             let Some(value) = view.get(Space::Log, &key).map_err(failed)? else { continue };
-            let row = log::decode(&key, &value).ok_or_else(|| damaged_record("find", position))?;
+            let row = log::decode(&key, value).ok_or_else(|| damaged_record("find", position))?;
             let Some(located) = self.locate(row) else { continue };
             let carries = located.stored.record.attributes.keys().any(|key| key == query.key);
             if carries && located.queue.topic == *query.topic {
@@ -145,8 +149,7 @@ impl<K: OrderedKv> KvEngine<K> {
     pub(super) fn read_row(&self, table: &Table, row: &[u8]) -> Result<Option<Bytes>> {
         let store = self.store("get")?;
         let key = table::key(table, row);
-        let value = store.view().get(Space::Meta, &key).map_err(|error| read_failed("get", error))?;
-        self.progress.settle();
+        let value = self.table_view(&store).get(Space::Meta, &key).map_err(|error| read_failed("get", error))?;
         let Some(value) = value else { return Ok(None) };
         let value = table::decode(&key, &value).ok_or_else(|| damaged_row("get", table, row))?;
         Ok(Some(value))
@@ -159,7 +162,7 @@ impl<K: OrderedKv> KvEngine<K> {
         }
         let first = table::key(table, from);
         let end = to.map_or_else(|| table::end(table), |to| table::key(table, to));
-        let view = store.view();
+        let view = self.table_view(&store);
         let mut rows = Vec::new();
         for row in view.range(Space::Meta, &first, Some(&end)).take(limit.min(MAX_SCAN_ROWS)) {
             let (key, value) = row.map_err(|error| read_failed("scan", error))?;
@@ -167,7 +170,6 @@ impl<K: OrderedKv> KvEngine<K> {
             let value = table::decode(&key, &value).ok_or_else(|| damaged_row("scan", table, &row_key))?;
             rows.push((row_key, value));
         }
-        self.progress.settle();
         Ok(rows)
     }
 }
@@ -191,14 +193,15 @@ fn select(
     let most = request.limit.max_messages.min(MAX_FETCH_MESSAGES);
     let (first, end) = (consume_queue::key(number, request.from.get()), consume_queue::key(number, until.get()));
     let mut selection = Selection { rows: Vec::with_capacity(most.min(PREPARED_RECORDS)), next: request.from.get() };
+    let missing = |offset: u64| Lack::Missing(format!("queue {number} has no row for its offset {offset}"));
     let mut bytes = 0usize;
-    for row in view.range(Space::ConsumeQueue, &first, Some(&end)) {
-        if selection.rows.len() == most {
-            return Ok(selection);
-        }
+    let wanted = (until.get() - request.from.get()).min(most as u64);
+    let mut rows = view.range(Space::ConsumeQueue, &first, (wanted < OPEN_SCAN_ROWS).then_some(&end[..]));
+    while selection.next < until.get() && selection.rows.len() < most {
+        let row = rows.next().ok_or_else(|| missing(selection.next))?;
         let (key, value) = row.map_err(|error| read_failed("fetch", error))?;
-        if consume_queue::offset(&key) != Some(selection.next) {
-            break;
+        if key[..] != consume_queue::key(number, selection.next)[..] {
+            return Err(missing(selection.next));
         }
         let row = QueueRow::decode(&key, &value).ok_or_else(|| damaged_queue_row("fetch", number, selection.next))?;
         if request.tags.matches(row.tag_hash) {
@@ -209,9 +212,6 @@ fn select(
             selection.rows.push((selection.next, row));
         }
         selection.next += 1;
-    }
-    if selection.next < until.get() && selection.rows.len() < most {
-        return Err(Lack::Missing(format!("queue {number} has no row for its offset {}", selection.next)));
     }
     Ok(selection)
 }
@@ -239,29 +239,28 @@ fn read_run(
 ) -> std::result::Result<(), Lack> {
     let failed = |error| read_failed("fetch", error);
     let missing = |row: &QueueRow| Lack::Missing(format!("the log has no record at position {}", row.position));
-    let [(first_offset, first), .., (_, last)] = run else {
+    let [(_, first), .., (_, last)] = run else {
         let [(offset, row)] = run else { return Ok(()) };
         let key = log::key(row.position);
         let value = view.get(Space::Log, &key).map_err(failed)?.ok_or_else(|| missing(row))?;
-        records.push(checked(number, *offset, row, log::decode(&key, &value))?);
+        records.push(checked(number, *offset, row, log::decode(&key, value))?);
         return Ok(());
     };
-    let mut wanted = run.iter();
-    let mut next = Some(&(*first_offset, *first));
-    wanted.next();
-    for row in view.range(Space::Log, &log::key(first.position), Some(&log::key(last.position + 1))) {
-        let Some((offset, queue_row)) = next else { break };
-        let (key, value) = row.map_err(failed)?;
-        if key[..] < log::key(queue_row.position)[..] {
-            continue;
+    let (begin, end) = (log::key(first.position), log::key(last.position + 1));
+    let few = last.position - first.position < OPEN_SCAN_ROWS;
+    let mut found = view.range(Space::Log, &begin, few.then_some(&end[..]));
+    for (offset, row) in run {
+        let wanted = log::key(row.position);
+        loop {
+            let (key, value) = found.next().ok_or_else(|| missing(row))?.map_err(failed)?;
+            match key[..].cmp(&wanted) {
+                Ordering::Less => {}
+                Ordering::Equal => break records.push(checked(number, *offset, row, log::decode(&key, value))?),
+                Ordering::Greater => return Err(missing(row)),
+            }
         }
-        if key[..] != log::key(queue_row.position)[..] {
-            return Err(missing(queue_row));
-        }
-        records.push(checked(number, *offset, queue_row, log::decode(&key, &value))?);
-        next = wanted.next();
     }
-    next.map_or(Ok(()), |(_, row)| Err(missing(row)))
+    Ok(())
 }
 
 /// The record, if it is whole and the one that the queue's row speaks of.

@@ -10,7 +10,7 @@ use crate::keys::consume_queue::{self, QueueRow};
 use crate::keys::state::State;
 use crate::keys::{log, queue, state};
 use crate::kv::{KvView, OrderedKv, Space};
-use crate::progress::Progress;
+use crate::published::Published;
 use crate::registry::{Queue, Registry};
 use crate::watermark::Watermark;
 
@@ -32,8 +32,7 @@ impl<K: OrderedKv> KvEngine<K> {
             writer: Mutex::new(Writer { state, room: Room::default() }),
             // What was found was read back from a store that syncs its journal when it is opened.
             durable: AtomicU64::new(state.batches),
-            registry: RwLock::new(registry),
-            progress: Progress::default(),
+            published: RwLock::new(Published::new(registry)),
             syncing: Mutex::new(watermark),
             poisoned: AtomicBool::new(false),
         })
@@ -46,7 +45,7 @@ fn failed(error: crate::kv::KvError) -> StorageError {
 
 fn recover(view: &impl KvView) -> Result<(State, Registry)> {
     let last = match view.last(Space::Log, &[], None).map_err(failed)? {
-        Some((key, value)) => Some(log::decode(&key, &value).ok_or_else(|| damaged("the last record", &key))?),
+        Some((key, value)) => Some(log::decode(&key, value).ok_or_else(|| damaged("the last record", &key))?),
         None => None,
     };
     let last_position = last.as_ref().map(|last| last.stored.position.get());

@@ -89,7 +89,7 @@ impl<K: OrderedKv> KvEngine<K> {
         let view = kv.view();
         for row in view.range(Space::Log, &first, Some(&end)).take(EXPIRY_CHUNK) {
             let (key, value) = row.map_err(|error| read_failed("maintain", error))?;
-            let Some(row) = log::decode(&key, &value) else {
+            let Some(row) = log::decode(&key, value) else {
                 return Err(corrupt("maintain", format!("the record under {key:02x?} (space log) is damaged")));
             };
             let old = now.since(row.stored.stored_at) > self.parts.retention.age;
@@ -180,7 +180,7 @@ impl<K: OrderedKv> KvEngine<K> {
             if row.has_keys
                 && let Some(topic) = &topic
                 && let Some(value) = view.get(Space::Log, &log_key).map_err(failed)?
-                && let Some(record) = log::decode(&log_key, &value)
+                && let Some(record) = log::decode(&log_key, value)
             {
                 for name in record.stored.record.attributes.keys() {
                     let index_key = key_index::key(key_index::hash(topic, name), row.position);
@@ -197,7 +197,7 @@ impl<K: OrderedKv> KvEngine<K> {
         let mut state = writer.state;
         state.kept_bytes = state.kept_bytes.saturating_sub(sweep.payload_bytes);
         let mut changes = sweep.changes;
-        let (key, value) = state.encode(&mut BytesMut::new());
+        let (key, value) = state.encode();
         changes.put(Space::Meta, key, value);
         kv.commit(changes).map_err(|error| self.poison("maintain", error))?;
         writer.state = state;

@@ -1,5 +1,6 @@
 //! Writing: apply, sync, and the room that is kept free for those who must go on.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError, RwLockWriteGuard};
 
@@ -9,12 +10,22 @@ use super::draft::{Draft, Drafted, Size, Touched};
 use super::{KvEngine, Room, Writer};
 use crate::keys::state::State;
 use crate::kv::{KvError, OrderedKv};
-use crate::registry::{Queue, Registry};
+use crate::published::Published;
+use crate::registry::Queue;
 
 /// Written bytes after which the disk is looked at again, while it has room.
 const LOOK_AGAIN_BYTES: u64 = 16 << 20;
 /// A record is written to a journal and to a table.
 const COPIES: u64 = 2;
+
+/// A batch between its commit and its publication. Dropping it ends that, however the commit went.
+struct Hidden<'a, K: OrderedKv>(&'a KvEngine<K>);
+
+impl<K: OrderedKv> Drop for Hidden<'_, K> {
+    fn drop(&mut self) {
+        self.0.registry_mut().show();
+    }
+}
 
 impl<K: OrderedKv> KvEngine<K> {
     pub(super) fn write(&self, batch: WriteBatch) -> Result<Applied> {
@@ -30,12 +41,12 @@ impl<K: OrderedKv> KvEngine<K> {
         self.check_room(&mut writer.room, &batch, size)?;
         let changes = store.batch(size.rows());
         let Drafted { changes, state, touched, applied } =
-            Draft::encode(&self.registry(), writer.state, changes, batch, size)?;
-        let in_flight = size.is_mixed().then(|| self.progress.begin());
+            Draft::encode(&self.registry(), writer.state, changes, &batch, size)?;
+        let hidden = size.is_mixed().then(|| self.hide(&store));
         store.commit(changes).map_err(|error| self.poison("apply", error))?;
         self.publish(state, touched);
         writer.state = state;
-        drop(in_flight);
+        drop(hidden);
         Ok(applied)
     }
 
@@ -50,11 +61,17 @@ impl<K: OrderedKv> KvEngine<K> {
         Ok(writer.unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn registry_mut(&self) -> RwLockWriteGuard<'_, Registry> {
-        self.registry.write().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn registry_mut(&self) -> RwLockWriteGuard<'_, Published<K::View>> {
+        self.published.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, state: State, touched: Vec<(u32, Touched)>) {
+    /// Lets readers of tables see the store as it is now until the batch that comes next is published, or has failed.
+    fn hide(&self, kv: &K) -> Hidden<'_, K> {
+        self.registry_mut().hide(kv.view());
+        Hidden(self)
+    }
+
+    fn publish(&self, state: State, touched: BTreeMap<u32, Touched>) {
         let mut registry = self.registry_mut();
         for (number, Touched { key, min, end, .. }) in touched {
             match registry.queue_mut(number) {
@@ -63,6 +80,7 @@ impl<K: OrderedKv> KvEngine<K> {
             }
         }
         registry.applied = (&state).into();
+        registry.show();
     }
 
     /// Refuses what would fill the disk, before the store meets the end of it and fails for good.

@@ -6,6 +6,7 @@ mod failure;
 mod processes;
 mod reopen;
 mod retention;
+mod stalls;
 
 use std::path::Path;
 
