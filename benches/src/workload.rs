@@ -81,7 +81,7 @@ fn index(message: u64) -> usize {
 }
 
 /// A body whose bytes follow from its number (xorshift), so that runs can be compared.
-fn noise(number: u64, body_bytes: usize) -> Bytes {
+pub(crate) fn noise(number: u64, body_bytes: usize) -> Bytes {
     let mut state = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let words = std::iter::repeat_with(|| {
         state ^= state << 13;
