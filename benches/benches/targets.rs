@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use cuemq_benches::limits::{GroupLimits, Limits};
 use cuemq_benches::machine::Machine;
+use cuemq_benches::neighbours::Neighbours;
 use cuemq_benches::place::Place;
 use cuemq_benches::profile::Profile;
 use cuemq_benches::stopwatch::Stopwatch;
@@ -79,12 +80,14 @@ fn measure<'a>(targets: impl Iterator<Item = &'a Target>) -> Result<()> {
     }
     let mut board = Board::new(machine, limits, latest, &directory);
     for target in targets {
-        let watch = Stopwatch::start();
+        let (watch, neighbours) = (Stopwatch::start(), Neighbours::watch());
         let rows = target.measure(&context)?;
-        println!("{}: {} rows in {:.1} s", target.title, rows.len(), watch.elapsed().as_secs_f64());
+        let (seconds, others) = (watch.elapsed().as_secs_f64(), neighbours.share(board.machine.cores));
+        println!("{}: {} rows in {seconds:.1} s, {}", target.title, rows.len(), board::busy(others));
         for &number in target.numbers {
             let of_number = |row: &&Row| row.number == number;
-            board.take(number, target.title, context.profile.name, rows.iter().filter(of_number).cloned().collect());
+            let of_number = rows.iter().filter(of_number).cloned().collect();
+            board.take(number, target.title, context.profile.name, others, of_number);
         }
         // What is measured so far is not lost when a later target fails.
         board.write(&directory)?;

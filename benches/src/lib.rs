@@ -32,6 +32,7 @@ pub mod limits;
 pub mod machine;
 pub mod measured;
 pub mod moment;
+pub mod neighbours;
 pub mod openmessaging;
 pub mod page;
 pub mod paths;

@@ -12,6 +12,7 @@ use super::plot;
 use super::row::{Row, command};
 use crate::limits::{GroupLimits, facts};
 use crate::machine::Machine;
+use crate::neighbours::NOISY_SHARE;
 use crate::page::{PEERS_FILE, Part, escape, publish};
 use crate::{Result, table};
 
@@ -27,6 +28,8 @@ pub struct Measurement {
     pub profile: String,
     /// When the run began.
     pub measured_at: String,
+    /// The share of the cores that others used meanwhile; `None` when the system does not tell.
+    pub neighbours: Option<f64>,
     /// In the order in which they were measured.
     pub rows: Vec<Row>,
 }
@@ -55,9 +58,9 @@ impl Board {
     }
 
     /// Takes the rows of one target in, in place of earlier ones.
-    pub fn take(&mut self, number: u8, title: &str, profile: &str, rows: Vec<Row>) {
+    pub fn take(&mut self, number: u8, title: &str, profile: &str, neighbours: Option<f64>, rows: Vec<Row>) {
         let (title, profile, measured_at) = (title.to_owned(), profile.to_owned(), self.latest.clone());
-        self.targets.insert(number, Measurement { title, profile, measured_at, rows });
+        self.targets.insert(number, Measurement { title, profile, measured_at, neighbours, rows });
     }
 
     /// Writes the board and refreshes the report; returns the report's page.
@@ -87,12 +90,12 @@ impl Board {
         }
         out.push_str("</table>");
         for (number, target) in &self.targets {
-            let Measurement { title, profile, measured_at, rows } = target;
+            let Measurement { title, profile, measured_at, neighbours, rows } = target;
             write!(out, "<h2>{number}. {}</h2><p>{} profile, {measured_at}", escape(title), escape(profile))?;
             if *measured_at != self.latest {
                 out.push_str(", <b>an earlier run</b>");
             }
-            write!(out, "; <code>{}</code></p>", command(*number))?;
+            write!(out, "; {}; <code>{}</code></p>", busy(*neighbours), command(*number))?;
             for svg in plot::by_unit(rows)? {
                 out.push_str(&svg);
             }
@@ -134,6 +137,18 @@ fn write_rows(out: &mut String, rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
+/// What others did meanwhile, with a warning if it was much.
+#[must_use]
+pub fn busy(neighbours: Option<f64>) -> String {
+    match neighbours {
+        Some(share) if share > NOISY_SHARE => {
+            format!("others used {:.0} % of the cores: TOO NOISY TO QUOTE", share * 100.0)
+        }
+        Some(share) => format!("others used {:.0} % of the cores", share * 100.0),
+        None => "what others did is not known".to_owned(),
+    }
+}
+
 fn met(row: &Row) -> &'static str {
     match row.met {
         Some(true) => "yes",
@@ -164,6 +179,10 @@ pub fn text(board: &Board) -> String {
     let judged = || now.iter().flat_map(|(_, target)| &target.rows).filter_map(|row| row.met);
     let _ =
         writeln!(text, "{} of {} rows with a target reach it", judged().filter(|met| *met).count(), judged().count());
+    for (number, target) in now.iter().filter(|(_, target)| target.neighbours.is_some_and(|share| share > NOISY_SHARE))
+    {
+        let _ = writeln!(text, "WARNING: target {number} ({}): {}", target.title, busy(target.neighbours));
+    }
     for (number, target) in earlier {
         let _ = writeln!(text, "target {number} ({}) was last measured {}", target.title, target.measured_at);
     }
@@ -209,16 +228,17 @@ mod tests {
     fn what_was_not_measured_again_stays_with_its_date() {
         let directory = tempfile::tempdir().unwrap();
         let mut first = Board::new(machine(), GroupLimits::new(), "first run".into(), directory.path());
-        first.take(1, "one", "quick", vec![row(1, 0.6)]);
-        first.take(2, "two", "quick", vec![row(2, 0.4)]);
+        first.take(1, "one", "quick", Some(0.0), vec![row(1, 0.6)]);
+        first.take(2, "two", "quick", None, vec![row(2, 0.4)]);
         first.write(directory.path()).unwrap();
         let mut second = Board::new(machine(), GroupLimits::new(), "second run".into(), directory.path());
-        second.take(2, "two", "full", vec![row(2, 0.7)]);
+        second.take(2, "two", "full", Some(0.5), vec![row(2, 0.7)]);
         let page = second.write(directory.path()).unwrap();
         assert_eq!(second.targets[&1].measured_at, "first run");
         assert_eq!(second.targets[&2].rows, [row(2, 0.7)]);
         let shown = text(&second);
         assert!(shown.contains("1 of 1 rows with a target reach it"), "{shown}");
+        assert!(shown.contains("WARNING: target 2 (two): others used 50 %"), "{shown}");
         assert!(shown.contains("target 1 (one) was last measured first run"), "{shown}");
         let html = fs::read_to_string(page).unwrap();
         assert!(html.contains("first run, <b>an earlier run</b>") && html.contains("path &lt;2&gt;"));
