@@ -20,13 +20,13 @@ pub fn mark_start(directory: &Path) -> Result<SystemTime> {
     Ok(fs::metadata(&marker)?.modified()?)
 }
 
-/// A moment as a reader knows it: `2026-11-25 20:40 UTC`. Moments before 1970 are shown as its beginning.
+/// A moment as a reader knows it: `2026-11-25 20:40:05 UTC`. Moments before 1970 are shown as its beginning.
 #[must_use]
 pub fn text(at: SystemTime) -> String {
     let seconds = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (days, second) = (seconds / SECONDS_PER_DAY, seconds % SECONDS_PER_DAY);
     let (year, month, day) = civil(days);
-    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", second / 3600, second / 60 % 60)
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", second / 3600, second / 60 % 60, second % 60)
 }
 
 /// Year, month and day of a day since 1970. Years are counted from March on, so that a leap day is the last of its
@@ -50,11 +50,11 @@ mod tests {
     #[test]
     fn moments_are_shown_by_the_calendar() {
         for (seconds, shown) in [
-            (0, "1970-01-01 00:00 UTC"),
-            (951_782_399, "2000-02-28 23:59 UTC"),
-            (951_782_400, "2000-02-29 00:00 UTC"),
-            (1_700_000_000, "2023-11-14 22:13 UTC"),
-            (4_107_542_400, "2100-03-01 00:00 UTC"),
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (1_700_000_000, "2023-11-14 22:13:20 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
         ] {
             assert_eq!(text(UNIX_EPOCH + Duration::from_secs(seconds)), shown);
         }
