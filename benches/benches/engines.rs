@@ -1,10 +1,8 @@
 //! `cargo bench`: measures every configuration with criterion, then prints one table and writes the report.
 #![expect(clippy::print_stdout, reason = "a benchmark is run by hand and read in a terminal")]
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, PlotConfiguration, Throughput};
@@ -15,7 +13,7 @@ use cuemq_benches::paths::Rig;
 use cuemq_benches::place::Place;
 use cuemq_benches::profile::Profile;
 use cuemq_benches::report::Report;
-use cuemq_benches::{Failure, Result, measured, paths, table};
+use cuemq_benches::{Failure, Result, measured, moment, paths, table};
 
 /// Iterations of each configuration in a test run.
 const TEST_ITERATIONS: u64 = 3;
@@ -73,7 +71,7 @@ fn measure() -> Result<()> {
     let place = Place::from_environment(&target)?;
     let machine = Machine::ask(place.directory())?;
     let (results, reports) = (results_directory(&target), target.join("bench-report"));
-    let since = mark_start(&reports)?;
+    let since = moment::mark_start(&reports)?;
     let mut limits = GroupLimits::new();
     let mut criterion = criterion(&profile, &results);
     let all = Configuration::all(&profile);
@@ -89,7 +87,7 @@ fn measure() -> Result<()> {
         println!("nothing was measured, so there is no report");
         return Ok(());
     }
-    let report = Report::new(&profile, machine, limits, &measured);
+    let report = Report::new(&profile, moment::text(since), machine, limits, &measured);
     println!("{}", table::text(&report));
     let page = report.write(&reports)?;
     println!("report: {}", page.display());
@@ -103,14 +101,6 @@ fn criterion_only() -> bool {
 
 fn results_directory(target: &Path) -> PathBuf {
     std::env::var_os("CRITERION_HOME").map_or_else(|| target.join("criterion"), PathBuf::from)
-}
-
-/// Leaves a file whose age tells results of this run from those of earlier ones.
-fn mark_start(reports: &Path) -> Result<SystemTime> {
-    fs::create_dir_all(reports)?;
-    let marker = reports.join("started");
-    fs::write(&marker, b"")?;
-    Ok(fs::metadata(&marker)?.modified()?)
 }
 
 fn criterion(profile: &Profile, results: &Path) -> Criterion {

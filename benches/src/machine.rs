@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
 /// The machine and the file system, as the report names them.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Machine {
     /// Cores that this process may use.
     pub cores: usize,
@@ -58,6 +58,18 @@ impl Machine {
             volatile: magic == TMPFS,
         })
     }
+
+    /// What a report says of it: a name, and its value.
+    #[must_use]
+    pub fn facts(&self) -> Vec<(String, String)> {
+        let memory = self.memory_bytes >> 20;
+        let facts = [
+            ("machine", format!("{} cores, {}, {memory} MiB", self.cores, self.processor)),
+            ("kernel", format!("Linux {}", self.kernel)),
+            ("stores", format!("{} on {}", self.directory, self.file_system)),
+        ];
+        facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
 }
 
 /// The value behind `name:` in a file of the proc file system.
@@ -71,8 +83,20 @@ fn number(text: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    pub(crate) fn sample() -> Machine {
+        Machine {
+            cores: 2,
+            processor: "a <processor>".into(),
+            memory_bytes: 8 << 30,
+            kernel: "6".into(),
+            directory: "/somewhere".into(),
+            file_system: "ext4".into(),
+            volatile: false,
+        }
+    }
 
     #[test]
     fn the_machine_is_known() {

@@ -1,6 +1,10 @@
-//! The report as one self-contained page.
+//! The report as one self-contained page, made of the parts that were measured.
 
 use std::fmt::Write;
+use std::fs;
+use std::path::{Path as FilePath, PathBuf};
+
+use serde::Serialize;
 
 use crate::configuration::Path;
 use crate::report::{Figure, Report, Row};
@@ -10,19 +14,81 @@ use crate::{Result, limits, plot};
 
 const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}\
 table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ddd;padding:.2em .7em;text-align:right}\
-th:first-child,td:first-child{text-align:left}svg{max-width:100%;height:auto}.warning{color:#b00;font-weight:bold}";
+th:first-child,td:first-child{text-align:left}svg{max-width:100%;height:auto}.note{text-align:left;font-size:12px}.warning{color:#b00;font-weight:bold}";
 
-/// The whole page; plots are inline, nothing is loaded from anywhere.
+/// Says what figures on tmpfs are worth.
+pub(crate) const TMPFS_WARNING: &str =
+    "<p class=\"warning\">The stores lie on tmpfs, which keeps nothing: durable figures mean nothing.</p>";
+
+/// Where the crate of embedded peers leaves its results.
+pub(crate) const PEERS_FILE: &str = "peers.json";
+
+/// A part of the report. Each is measured by a benchmark of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// Every target against its limit.
+    Targets,
+    /// The engines against each other.
+    Comparison,
+}
+
+impl Part {
+    const ALL: [Self; 2] = [Self::Targets, Self::Comparison];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Targets => "targets",
+            Self::Comparison => "comparison",
+        }
+    }
+
+    /// Where the part is kept between runs.
+    #[must_use]
+    pub fn file(self, extension: &str) -> String {
+        format!("{}.{extension}", self.name())
+    }
+}
+
+/// Writes one part, and makes `index.html` and `summary.json` anew of all parts there are: one that was measured in an
+/// earlier run says when. Returns the page's path. The page is one file; nothing is loaded from anywhere.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn publish(directory: &FilePath, part: Part, html: &str, value: &impl Serialize) -> Result<PathBuf> {
+    fs::create_dir_all(directory)?;
+    fs::write(directory.join(part.file("html")), html)?;
+    fs::write(directory.join(part.file("json")), serde_json::to_vec_pretty(value)?)?;
+    let mut page = format!(
+        "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>CueMQ benchmark</title>\
+         <style>{STYLE}</style></head><body>"
+    );
+    let mut summary = serde_json::Map::new();
+    for part in Part::ALL {
+        let [html, json] = ["html", "json"].map(|extension| directory.join(part.file(extension)));
+        if html.exists() && json.exists() {
+            page.push_str(&fs::read_to_string(html)?);
+            summary.insert(part.name().to_owned(), serde_json::from_slice(&fs::read(json)?)?);
+        } else {
+            write!(page, "<p>The {} have not been measured here yet.</p>", part.name())?;
+        }
+    }
+    // Embedded peers are measured by a crate of its own, which leaves only this.
+    if let Ok(peers) = fs::read(directory.join(PEERS_FILE)) {
+        summary.insert("peers".to_owned(), serde_json::from_slice(&peers)?);
+    }
+    page.push_str("</body></html>\n");
+    fs::write(directory.join("summary.json"), serde_json::to_vec_pretty(&summary)?)?;
+    let path = directory.join("index.html");
+    fs::write(&path, page)?;
+    Ok(path)
+}
+
+/// The comparison of the engines, as a part of the page; plots are inline.
 ///
 /// # Errors
 /// When a plot cannot be drawn.
-pub fn html(report: &Report) -> Result<String> {
-    let mut out = String::new();
-    write!(
-        out,
-        "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>CueMQ benchmark</title>\
-         <style>{STYLE}</style></head><body><h1>CueMQ benchmark</h1>"
-    )?;
+pub fn comparison(report: &Report) -> Result<String> {
+    let mut out = format!("<h1>CueMQ engines compared, {}</h1>", escape(&report.measured_at));
     write_machine(&mut out, report)?;
     for path in Path::ALL {
         let rows: Vec<&Row> = report.rows_of(path).collect();
@@ -32,34 +98,24 @@ pub fn html(report: &Report) -> Result<String> {
         }
     }
     write_actors(&mut out, report)?;
-    out.push_str("</body></html>\n");
     Ok(out)
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 fn write_machine(out: &mut String, report: &Report) -> Result<()> {
-    let machine = &report.machine;
-    if machine.volatile {
-        out.push_str(
-            "<p class=\"warning\">The stores lie on tmpfs, which keeps nothing: durable figures mean nothing.</p>",
-        );
+    if report.machine.volatile {
+        out.push_str(TMPFS_WARNING);
     }
-    let facts = [
-        ("profile", report.profile.to_owned()),
-        ("machine", format!("{} cores, {}, {} MiB", machine.cores, machine.processor, machine.memory_bytes >> 20)),
-        ("kernel", format!("Linux {}", machine.kernel)),
-        ("stores", format!("{} on {}", machine.directory, machine.file_system)),
-        ("settings", report.settings.clone()),
-    ];
-    let limits = limits::facts(&report.limits);
-    let limits = limits.iter().map(|(name, value)| (name.as_str(), value.clone()));
-    let facts = facts.into_iter().chain(limits);
+    let mut facts = vec![("profile".to_owned(), report.profile.to_owned())];
+    facts.extend(report.machine.facts());
+    facts.push(("settings".to_owned(), report.settings.clone()));
+    facts.extend(limits::facts(&report.limits));
     out.push_str("<table>");
     for (name, value) in facts {
-        write!(out, "<tr><td>{}</td><td>{}</td></tr>", escape(name), escape(&value))?;
+        write!(out, "<tr><td>{}</td><td>{}</td></tr>", escape(&name), escape(&value))?;
     }
     out.push_str("</table>");
     Ok(())

@@ -21,10 +21,10 @@ const BAR_WIDTH: i32 = 22;
 const GROUP_WIDTH: i32 = 3 * BAR_WIDTH + 26;
 /// Room for the legend beside few groups.
 const LEAST_WIDTH: i32 = 520;
-const GREY: RGBColor = RGBColor(210, 210, 210);
-const LIMIT_COLOUR: RGBColor = RGBColor(200, 30, 30);
+pub(crate) const GREY: RGBColor = RGBColor(210, 210, 210);
+pub(crate) const LIMIT_COLOUR: RGBColor = RGBColor(200, 30, 30);
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 fn colour(engine: EngineKind) -> RGBColor {
     match engine {
@@ -36,13 +36,14 @@ fn colour(engine: EngineKind) -> RGBColor {
 
 /// The logarithmic axis: whole powers of ten around all values.
 #[derive(Clone, Copy, Debug)]
-struct Axis {
+pub(crate) struct Axis {
     low: i32,
     high: i32,
 }
 
 impl Axis {
-    fn around(values: impl Iterator<Item = f64>) -> Self {
+    /// Holds all values that are above 0.
+    pub(crate) fn around(values: impl Iterator<Item = f64>) -> Self {
         let logs = values.filter(|value| *value > 0.0).map(f64::log10);
         let (low, high) = logs.fold((f64::MAX, f64::MIN), |(low, high), log| (low.min(log), high.max(log)));
         if low > high {
@@ -53,14 +54,23 @@ impl Axis {
         Self { low: if high > low { low } else { low - 1 }, high }
     }
 
+    /// Where a value lies between the axis's ends: 0 to 1 for those it was made around.
+    pub(crate) fn share(self, value: f64) -> f64 {
+        (value.log10() - f64::from(self.low)) / f64::from(self.high - self.low)
+    }
+
+    /// The powers of ten on it.
+    pub(crate) fn powers(self) -> impl Iterator<Item = f64> {
+        (self.low..=self.high).map(|power| 10f64.powi(power))
+    }
+
     fn y(self, value: f64) -> i32 {
-        let share = (value.log10() - f64::from(self.low)) / f64::from(self.high - self.low);
-        HEIGHT - BOTTOM - whole(share * f64::from(HEIGHT - TOP - BOTTOM))
+        HEIGHT - BOTTOM - whole(self.share(value) * f64::from(HEIGHT - TOP - BOTTOM))
     }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "pixels and powers of ten are small")]
-fn whole(value: f64) -> i32 {
+pub(crate) fn whole(value: f64) -> i32 {
     value.round() as i32
 }
 
@@ -87,7 +97,7 @@ pub fn svg(rows: &[&Row]) -> Result<String> {
     Ok(out)
 }
 
-fn failed(error: impl std::fmt::Display) -> Failure {
+pub(crate) fn failed(error: impl std::fmt::Display) -> Failure {
     format!("a plot could not be drawn: {error}").into()
 }
 
@@ -95,13 +105,12 @@ fn style(horizontal: HPos) -> TextStyle<'static> {
     TextStyle::from(("sans-serif", 12)).pos(Pos::new(horizontal, VPos::Center))
 }
 
-fn write(area: &Area<'_>, text: String, at: (i32, i32), horizontal: HPos) -> Result<()> {
+pub(crate) fn write(area: &Area<'_>, text: String, at: (i32, i32), horizontal: HPos) -> Result<()> {
     area.draw(&Text::new(text, at, style(horizontal))).map_err(failed)
 }
 
 fn draw_axis(area: &Area<'_>, axis: Axis, width: i32, unit: &str) -> Result<()> {
-    for power in axis.low..=axis.high {
-        let value = 10f64.powi(power);
+    for value in axis.powers() {
         let y = axis.y(value);
         area.draw(&PathElement::new(vec![(LEFT, y), (width - 8, y)], GREY)).map_err(failed)?;
         let label = if value < 1.0 { format!("{value}") } else { short(value) };

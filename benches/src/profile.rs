@@ -37,7 +37,7 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// One to two minutes on two cores.
+    /// About a minute on two cores.
     #[must_use]
     pub fn quick() -> Self {
         Self {
@@ -48,8 +48,8 @@ impl Profile {
             loaded_bytes: 8 * MIB,
             // The default of 64 MiB would be filled only once in a short run and never merged.
             lsm_memtable_bytes: 16 * MIB,
-            warm_up: Duration::from_millis(150),
-            measurement: Duration::from_millis(500),
+            warm_up: Duration::from_millis(100),
+            measurement: Duration::from_millis(250),
             samples: 10,
             criterion_plots: false,
             limit_rounds: 200,

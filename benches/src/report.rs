@@ -1,7 +1,6 @@
 //! Holds results against limits and engines against each other.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path as FilePath, PathBuf};
 
 use serde::Serialize;
@@ -11,7 +10,7 @@ use crate::configuration::{Bound, Configuration, Path};
 use crate::limits::GroupLimits;
 use crate::machine::Machine;
 use crate::measured::Measured;
-use crate::page;
+use crate::page::{self, Part};
 use crate::profile::Profile;
 use crate::store::{EngineKind, settings_text};
 
@@ -77,6 +76,8 @@ pub struct ActorShare {
 pub struct Report {
     /// `quick` or `full`.
     pub profile: &'static str,
+    /// When the run began.
+    pub measured_at: String,
     /// What it was measured on.
     pub machine: Machine,
     /// What the machine can do at best, measured right before each group of configurations.
@@ -94,6 +95,7 @@ impl Report {
     #[must_use]
     pub fn new(
         profile: &Profile,
+        measured_at: String,
         machine: Machine,
         limits: GroupLimits,
         results: &BTreeMap<Configuration, Measured>,
@@ -105,19 +107,15 @@ impl Report {
         }
         let rows: Vec<Row> = by_row.into_iter().map(|(key, engines)| row(key, &engines, &limits)).collect();
         let actors = actor_shares(&rows);
-        Self { profile: profile.name, machine, limits, settings: settings_text(profile), rows, actors }
+        Self { profile: profile.name, measured_at, machine, limits, settings: settings_text(profile), rows, actors }
     }
 
-    /// Writes `summary.json` and `index.html` and returns the page's path.
+    /// Writes the comparison and refreshes the report; returns the report's page.
     ///
     /// # Errors
     /// When a file cannot be written or a plot not drawn.
     pub fn write(&self, directory: &FilePath) -> Result<PathBuf> {
-        fs::create_dir_all(directory)?;
-        fs::write(directory.join("summary.json"), serde_json::to_vec_pretty(self)?)?;
-        let page = directory.join("index.html");
-        fs::write(&page, page::html(self)?)?;
-        Ok(page)
+        page::publish(directory, Part::Comparison, &page::comparison(self)?, self)
     }
 
     /// The rows of one path.
@@ -208,21 +206,15 @@ fn actor_shares(rows: &[Row]) -> Vec<ActorShare> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::limits::{Limits, Spread};
 
     fn sample() -> Report {
         let spread = Spread { p50_us: 100.0, p99_us: 200.0 };
         let limits = Limits { body_bytes: 256, encode_per_second: 1e7, sync: spread, ping: spread };
-        let machine = Machine {
-            cores: 2,
-            processor: "a <processor>".into(),
-            memory_bytes: 8 << 30,
-            kernel: "6".into(),
-            directory: "/somewhere".into(),
-            file_system: "ext4".into(),
-            volatile: false,
-        };
+        let machine = crate::machine::tests::sample();
         let profile = Profile { body_bytes: vec![256], ..Profile::quick() };
         let all = Configuration::all(&profile);
         let measured = |configuration: &Configuration| {
@@ -231,7 +223,7 @@ mod tests {
         };
         let limits = all.iter().map(|configuration| (configuration.group(), limits)).collect();
         let results = all.iter().map(|configuration| (*configuration, measured(configuration))).collect();
-        Report::new(&profile, machine, limits, &results)
+        Report::new(&profile, "today".into(), machine, limits, &results)
     }
 
     #[test]
@@ -276,6 +268,6 @@ mod tests {
         assert!(!html.contains("http-equiv") && !html.contains("src="), "self-contained");
         let json: serde_json::Value =
             serde_json::from_slice(&fs::read(directory.path().join("summary.json")).unwrap()).unwrap();
-        assert_eq!(json["rows"].as_array().unwrap().len(), sample().rows.len());
+        assert_eq!(json["comparison"]["rows"].as_array().unwrap().len(), sample().rows.len());
     }
 }

@@ -43,7 +43,7 @@ impl EngineKind {
     pub fn open(self, directory: &Path, profile: &Profile) -> Result<Box<dyn Engine>> {
         Ok(match self {
             Self::Memory => Box::new(MemoryEngine::new()),
-            Self::Mmap => Box::new(MmapEngine::open(directory, mmap_settings())?),
+            Self::Mmap => Box::new(MmapEngine::open(directory, MmapSettings::default())?),
             Self::Lsm => Box::new(LsmEngine::open(directory, &lsm_settings(profile))?),
         })
     }
@@ -55,7 +55,7 @@ impl EngineKind {
     pub async fn open_broker(self, directory: &Path, profile: &Profile, flush: Flush) -> Result<Broker> {
         let builder = match self {
             Self::Memory => Broker::builder(MemoryEngine::new()),
-            Self::Mmap => Broker::builder(MmapEngine::open(directory, mmap_settings())?),
+            Self::Mmap => Broker::builder(MmapEngine::open(directory, MmapSettings::default())?),
             Self::Lsm => Broker::builder(LsmEngine::open(directory, &lsm_settings(profile))?),
         };
         Ok(builder.flush(flush).open().await?)
@@ -68,11 +68,6 @@ impl fmt::Display for EngineKind {
     }
 }
 
-/// The benchmark's messages have no keys, so the key index is kept from reserving room for 20 million of them.
-fn mmap_settings() -> MmapSettings {
-    MmapSettings { segment_bytes: 512 << 20, index_slots: 1 << 10, index_entries: 1 << 12, ..MmapSettings::default() }
-}
-
 fn lsm_settings(profile: &Profile) -> LsmSettings {
     LsmSettings { memtable_bytes: profile.lsm_memtable_bytes, ..LsmSettings::default() }
 }
@@ -80,13 +75,9 @@ fn lsm_settings(profile: &Profile) -> LsmSettings {
 /// What differs from the engines' defaults, for the report.
 #[must_use]
 pub fn settings_text(profile: &Profile) -> String {
-    let (mmap, lsm) = (mmap_settings(), lsm_settings(profile));
     format!(
-        "mmap: segments of {} MiB, key index of {} entries (no message has a key); lsm: memtable of {} MiB; all else \
-         as by default. A fresh store replaces one that has {} MiB of bodies.",
-        mmap.segment_bytes >> 20,
-        mmap.index_entries,
-        lsm.memtable_bytes >> 20,
+        "lsm: memtable of {} MiB; all else as by default. A fresh store replaces one that has {} MiB of bodies.",
+        lsm_settings(profile).memtable_bytes >> 20,
         profile.store_bytes >> 20
     )
 }

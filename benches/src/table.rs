@@ -31,6 +31,7 @@ pub fn text(report: &Report) -> String {
     text
 }
 
+/// A table with lines, as wide as it needs to be.
 pub(crate) fn new_table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
@@ -39,18 +40,8 @@ pub(crate) fn new_table() -> Table {
 
 fn machine(report: &Report) -> String {
     let machine = &report.machine;
-    let mut text = format!(
-        "\n{} profile; {} cores, {}, {} MiB, Linux {}; {} on {}\n{}\n",
-        report.profile,
-        machine.cores,
-        machine.processor,
-        machine.memory_bytes >> 20,
-        machine.kernel,
-        machine.directory,
-        machine.file_system,
-        report.settings,
-    );
-    for (name, value) in facts(&report.limits) {
+    let mut text = format!("\n{} profile\n{}\n", report.profile, report.settings);
+    for (name, value) in machine.facts().into_iter().chain(facts(&report.limits)) {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{name}: {value}");
     }

@@ -42,6 +42,12 @@ impl Bodies {
         Self { bodies, checksums }
     }
 
+    /// Bytes of each body.
+    #[must_use]
+    pub fn body_bytes(&self) -> usize {
+        self.bodies[0].len()
+    }
+
     /// The body of a message; shares its bytes.
     #[must_use]
     pub fn body(&self, message: u64) -> Bytes {

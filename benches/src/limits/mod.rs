@@ -7,19 +7,23 @@ mod sync;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde::Serialize;
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
-pub use encode::encode_rate;
+pub use encode::Encoder;
 pub use ping::ping_time;
-pub use sync::sync_time;
+pub use sync::SyncFile;
 
 use crate::Result;
 use crate::configuration::Bound;
 use crate::profile::Profile;
 use crate::table::{bytes, short};
 
+/// Digits that histograms of times keep.
+pub(crate) const HISTOGRAM_DIGITS: u8 = 3;
+
 /// Median and tail of a time, in microseconds.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Spread {
     /// Half of all are shorter.
     pub p50_us: f64,
@@ -34,10 +38,17 @@ impl Spread {
         let at = |percent: usize| nanos[(nanos.len() - 1) * percent / 100] / 1e3;
         Self { p50_us: at(50), p99_us: at(99) }
     }
+
+    /// Of a histogram of nanoseconds.
+    pub(crate) fn of_histogram(times: &Histogram<u64>) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "times are shorter than 2^52 ns")]
+        let at = |share| times.value_at_quantile(share) as f64 / 1e3;
+        Self { p50_us: at(0.5), p99_us: at(0.99) }
+    }
 }
 
 /// The physical limits at one body size.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of each body.
     pub body_bytes: usize,
@@ -58,8 +69,8 @@ impl Limits {
     pub fn measure(profile: &Profile, body_bytes: usize, directory: &Path) -> Result<Self> {
         Ok(Self {
             body_bytes,
-            encode_per_second: encode_rate(body_bytes),
-            sync: sync_time(directory, profile.limit_rounds)?,
+            encode_per_second: Encoder::new(body_bytes).rate(),
+            sync: SyncFile::new(directory)?.time(profile.limit_rounds)?,
             ping: ping_time(profile.limit_rounds)?,
         })
     }

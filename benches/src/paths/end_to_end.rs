@@ -9,15 +9,17 @@ use super::house::House;
 use super::send::Load;
 use super::{Rig, Setting};
 use crate::Result;
-use crate::configuration::SINGLES_IN_FLIGHT;
+use crate::configuration::{BATCHES_IN_FLIGHT, SINGLES_IN_FLIGHT};
 use crate::stopwatch::Stopwatch;
 use crate::workload::Bodies;
 
-const GROUP: &str = "bench";
+/// The group's name.
+pub(crate) const GROUP: &str = "bench";
 /// Messages that the member takes at once.
 const TAKE_MESSAGES: usize = 256;
 
 pub(super) struct EndToEndRig {
+    setting: Setting,
     // Before the broker: it leaves its group first.
     consumer: Option<Consumer>,
     house: House,
@@ -25,51 +27,57 @@ pub(super) struct EndToEndRig {
 
 impl EndToEndRig {
     pub(super) fn new(setting: Setting) -> Result<Self> {
-        let house = House::new(setting, Flush::Buffered)?;
-        Ok(Self { consumer: Some(house.consumer(GROUP)?), house })
+        let house = setting.house(Flush::Buffered)?;
+        Ok(Self { setting, consumer: Some(house.consumer(GROUP)?), house })
     }
 
     fn leave(&mut self) -> Result<()> {
         self.consumer = None;
-        let lag = self.house.lag(GROUP)?;
-        if lag != 0 {
-            return Err(format!("{lag} messages of the group are not acknowledged").into());
-        }
-        Ok(())
+        check_all_acknowledged(&self.house)
     }
+}
 
-    fn pass(&mut self, iterations: u64) -> Result<Duration> {
-        let batch = self.house.setting.configuration.parameter;
-        let load = match batch {
-            1 => Load::Singles { in_flight: SINGLES_IN_FLIGHT, count: iterations },
-            _ => Load::Batches { batch, count: iterations },
-        };
-        let producer = self.house.producer()?;
-        let mut ledger = std::mem::take(&mut self.house.ledger);
-        let (first, bodies) = (ledger.end(), &self.house.bodies);
-        let end = first + iterations * batch as u64;
-        let consumer = self.consumer.as_mut().ok_or("the consumer has left")?;
-        let watch = Stopwatch::start();
-        self.house.block_on(async {
-            try_join!(load.send(&producer, bodies, &mut ledger), consume(consumer, bodies, first, end)).map(drop)
-        })?;
-        let time = watch.elapsed();
-        self.house.ledger = ledger;
-        Ok(time)
+/// Checks that the group has nothing left.
+pub(crate) fn check_all_acknowledged(house: &House) -> Result<()> {
+    let lag = house.lag(GROUP)?;
+    if lag != 0 {
+        return Err(format!("{lag} messages of the group are not acknowledged").into());
     }
+    Ok(())
+}
+
+/// Sends a load through a broker while a member of a group takes, checks and acknowledges it; returns the time until
+/// both were done.
+pub(crate) fn transfer(house: &mut House, consumer: &mut Consumer, load: Load) -> Result<Duration> {
+    let (producer, level) = (house.producer()?, house.level());
+    let mut ledger = std::mem::take(&mut house.ledger);
+    let (first, bodies) = (ledger.end(), &house.bodies);
+    let end = first + load.messages();
+    let watch = Stopwatch::start();
+    house.block_on(async {
+        try_join!(load.send(&producer, bodies, &mut ledger, level), consume(consumer, bodies, first, end)).map(drop)
+    })?;
+    let time = watch.elapsed();
+    house.ledger = ledger;
+    Ok(time)
 }
 
 impl Rig for EndToEndRig {
     fn run(&mut self, iterations: u64) -> Result<Duration> {
         let (mut left, mut time) = (iterations, Duration::ZERO);
         while left > 0 {
-            if self.house.room() == 0 {
+            if self.setting.room(&self.house) == 0 {
                 self.leave()?;
                 self.house.change_store()?;
                 self.consumer = Some(self.house.consumer(GROUP)?);
             }
-            let now = left.min(self.house.room());
-            time += self.pass(now)?;
+            let now = left.min(self.setting.room(&self.house));
+            let load = match self.setting.configuration.parameter {
+                1 => Load::Singles { in_flight: SINGLES_IN_FLIGHT, count: now },
+                batch => Load::Batches { batch, in_flight: BATCHES_IN_FLIGHT, count: now },
+            };
+            let consumer = self.consumer.as_mut().ok_or("the consumer has left")?;
+            time += transfer(&mut self.house, consumer, load)?;
             left -= now;
         }
         Ok(time)
@@ -86,18 +94,19 @@ impl Rig for EndToEndRig {
 async fn consume(consumer: &mut Consumer, bodies: &Bodies, first: u64, end: u64) -> Result<()> {
     let mut next = first;
     while next < end {
-        for delivery in consumer.next_batch(TAKE_MESSAGES).await? {
-            if delivery.offset().get() != next {
-                return Err(format!("offset {} was delivered where {next} belongs", delivery.offset()).into());
+        let batch = consumer.next_messages(TAKE_MESSAGES).await?;
+        for received in &batch {
+            if received.offset().get() != next {
+                return Err(format!("offset {} was delivered where {next} belongs", received.offset()).into());
             }
-            bodies.check(next, delivery.body())?;
+            bodies.check(next, received.body())?;
             next += 1;
-            if next == end {
-                // Acknowledgements are stored in order: the last one stands for all.
-                delivery.ack().await?;
-            } else {
-                delivery.ack_soon();
-            }
+        }
+        if next == end {
+            // Acknowledgements are stored in order: the last one stands for all.
+            batch.ack().await?;
+        } else {
+            batch.ack_soon();
         }
     }
     Ok(())

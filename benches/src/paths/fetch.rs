@@ -19,7 +19,7 @@ use crate::workload::{Bodies, check_queue, queue};
 const LOAD_BATCH: u64 = 256;
 
 /// Writes messages `0..count` to an empty store.
-pub(super) fn load(engine: &dyn Engine, bodies: &Bodies, count: u64) -> Result<()> {
+pub(crate) fn load(engine: &dyn Engine, bodies: &Bodies, count: u64) -> Result<()> {
     let queue = queue();
     let mut first = 0;
     while first < count {
@@ -142,7 +142,7 @@ impl Rig for ColdRig {
 
 /// Has the operating system forget the pages of all files below a directory. Only clean pages can go, so the files
 /// are synced before.
-fn drop_pages(directory: &Path) -> Result<()> {
+pub(crate) fn drop_pages(directory: &Path) -> Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

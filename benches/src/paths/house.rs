@@ -4,13 +4,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cuemq::{Broker, Consumer, Flush, Producer, Receipt, TopicSpec};
+use cuemq::{AckLevel, Broker, Consumer, Flush, Producer, PullConsumer, Receipt, TopicSpec};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::unconstrained;
 
-use super::Setting;
 use crate::Result;
+use crate::place::Place;
+use crate::profile::Profile;
 use crate::store::EngineKind;
 use crate::workload::{Bodies, Ledger, TOPIC, check_queue};
 
@@ -20,10 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const POLL_MESSAGES: usize = 1024;
 
 /// One broker over one store; it is replaced by a new one when the store is full.
-pub(super) struct House {
-    pub(super) setting: Setting,
-    pub(super) bodies: Arc<Bodies>,
-    pub(super) ledger: Ledger,
+pub(crate) struct House {
+    engine: EngineKind,
+    profile: Profile,
+    place: Place,
+    pub(crate) bodies: Arc<Bodies>,
+    pub(crate) ledger: Ledger,
     flush: Flush,
     runtime: Runtime,
     open: Option<Open>,
@@ -37,18 +40,24 @@ struct Open {
 }
 
 impl House {
-    pub(super) fn new(setting: Setting, flush: Flush) -> Result<Self> {
-        let bodies = Arc::new(Bodies::new(setting.configuration.body_bytes));
+    pub(crate) fn new(
+        engine: EngineKind,
+        bodies: Arc<Bodies>,
+        flush: Flush,
+        profile: &Profile,
+        place: &Place,
+    ) -> Result<Self> {
+        let (profile, place) = (profile.clone(), place.clone());
         let runtime = Builder::new_current_thread().build()?;
-        let mut house = Self { setting, bodies, ledger: Ledger::default(), flush, runtime, open: None, verified: 0 };
+        let ledger = Ledger::default();
+        let mut house = Self { engine, profile, place, bodies, ledger, flush, runtime, open: None, verified: 0 };
         house.move_in()?;
         Ok(house)
     }
 
     fn move_in(&mut self) -> Result<()> {
-        let folder = self.setting.place.folder()?;
-        let engine = self.setting.configuration.engine;
-        let opening = engine.open_broker(folder.path(), &self.setting.profile, self.flush);
+        let folder = self.place.folder()?;
+        let opening = self.engine.open_broker(folder.path(), &self.profile, self.flush);
         let (broker, producer) = self.runtime.block_on(async {
             let broker = opening.await?;
             broker.create_topic(TopicSpec::new(TOPIC).queues(1)).await?;
@@ -64,42 +73,45 @@ impl House {
         self.open.as_ref().ok_or_else(|| "the broker is closed".into())
     }
 
-    pub(super) fn producer(&self) -> Result<Producer> {
+    pub(crate) fn producer(&self) -> Result<Producer> {
         Ok(self.present()?.producer.clone())
     }
 
-    pub(super) fn consumer(&self, group: &str) -> Result<Consumer> {
+    pub(crate) fn consumer(&self, group: &str) -> Result<Consumer> {
         let broker = &self.present()?.broker;
         Ok(self.runtime.block_on(broker.consumer(group).subscribe(TOPIC).build())?)
     }
 
     /// Runs a load that shares its thread with nobody. Tokio's budget would send futures to the end of the line at
     /// random moments, and batches that are in flight together would change places.
-    pub(super) fn block_on<T>(&self, load: impl Future<Output = T>) -> T {
+    pub(crate) fn block_on<T>(&self, load: impl Future<Output = T>) -> T {
         self.runtime.block_on(unconstrained(load))
     }
 
+    /// What receipts have to promise here.
+    pub(crate) fn level(&self) -> AckLevel {
+        match (self.engine, self.flush) {
+            (EngineKind::Memory, _) => AckLevel::Memory,
+            (_, Flush::Buffered) => AckLevel::Buffered,
+            (_, Flush::Durable) => AckLevel::Durable,
+        }
+    }
+
     /// How many messages of a group are not acknowledged.
-    pub(super) fn lag(&self, group: &str) -> Result<u64> {
+    pub(crate) fn lag(&self, group: &str) -> Result<u64> {
         Ok(self.runtime.block_on(self.present()?.broker.describe_group(group))?.lag())
     }
 
-    /// Iterations until the present store is full.
-    pub(super) fn room(&self) -> u64 {
-        let done = self.ledger.end() / self.setting.configuration.messages_per_iteration();
-        self.setting.iterations_per_store().saturating_sub(done)
-    }
-
     /// Puts an empty store in place of the present one.
-    pub(super) fn change_store(&mut self) -> Result<()> {
+    pub(crate) fn change_store(&mut self) -> Result<()> {
         self.move_out()?;
         self.move_in()
     }
 
     /// Checks the store if none was checked yet, and shuts the broker down. Returns how many messages were checked.
-    pub(super) fn move_out(&mut self) -> Result<u64> {
+    pub(crate) fn move_out(&mut self) -> Result<u64> {
         let Some(open) = self.open.take() else { return Ok(self.verified) };
-        let engine = self.setting.configuration.engine;
+        let engine = self.engine;
         let check = self.verified == 0;
         if check && engine == EngineKind::Memory {
             self.runtime.block_on(self.poll_all(&open.broker))?;
@@ -109,17 +121,22 @@ impl House {
         self.runtime.block_on(open.broker.shutdown())?;
         if check && engine != EngineKind::Memory {
             // What was acknowledged is what another opening finds.
-            let store = engine.open(open.folder.path(), &self.setting.profile)?;
+            let store = engine.open(open.folder.path(), &self.profile)?;
             self.verified = check_queue(&*store, &self.bodies, self.ledger.end(), |at| self.ledger.message(at))?;
             store.close()?;
         }
         Ok(self.verified)
     }
 
+    /// Reads the topic by offset.
+    pub(crate) fn reader(&self, group: &str) -> Result<PullConsumer> {
+        let broker = &self.present()?.broker;
+        self.runtime.block_on(reader(broker, group))
+    }
+
     /// Reads everything back through the broker.
     async fn poll_all(&self, broker: &Broker) -> Result<()> {
-        let mut reader = broker.pull_consumer("check").await?;
-        reader.assign_topic(TOPIC).await?;
+        let mut reader = reader(broker, "check").await?;
         let mut next = 0;
         while next < self.ledger.end() {
             let messages = reader.poll(POLL_MESSAGES, PATIENCE).await?;
@@ -138,8 +155,17 @@ impl House {
     }
 }
 
-/// Notes the receipt of a message.
-pub(super) fn note(ledger: &mut Ledger, receipt: &Receipt, message: u64) -> Result<()> {
+async fn reader(broker: &Broker, group: &str) -> Result<PullConsumer> {
+    let mut reader = broker.pull_consumer(group).await?;
+    reader.assign_topic(TOPIC).await?;
+    Ok(reader)
+}
+
+/// Notes the receipt of a message, which has to promise this level.
+pub(crate) fn note(ledger: &mut Ledger, receipt: &Receipt, message: u64, level: AckLevel) -> Result<()> {
+    if receipt.level != level {
+        return Err(format!("message {message} was acknowledged as {}, not as {level}", receipt.level).into());
+    }
     let offset = receipt.offset.ok_or("a receipt names no offset")?;
     ledger.note(offset, message)
 }

@@ -1,19 +1,24 @@
 //! The loads: each runs one configuration, times it, and proves that what it counted is there.
 
 mod append;
-mod end_to_end;
-mod fetch;
-mod group_commit;
-mod house;
-mod reopen;
-mod send;
+pub(crate) mod end_to_end;
+pub(crate) mod fetch;
+pub(crate) mod group_commit;
+pub(crate) mod house;
+pub(crate) mod reopen;
+pub(crate) mod send;
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use cuemq::Flush;
+use house::House;
 
 use crate::Result;
 use crate::configuration::{Configuration, Path};
 use crate::place::Place;
 use crate::profile::Profile;
+use crate::workload::Bodies;
 
 /// One configuration, ready to run.
 pub trait Rig {
@@ -63,5 +68,15 @@ impl Setting {
         let configuration = &self.configuration;
         let bytes = configuration.messages_per_iteration() * configuration.body_bytes as u64;
         (self.profile.store_bytes / bytes).max(1)
+    }
+
+    /// Iterations until a broker's present store is full.
+    fn room(&self, house: &House) -> u64 {
+        self.iterations_per_store().saturating_sub(house.ledger.end() / self.configuration.messages_per_iteration())
+    }
+
+    fn house(&self, flush: Flush) -> Result<House> {
+        let bodies = Arc::new(Bodies::new(self.configuration.body_bytes));
+        House::new(self.configuration.engine, bodies, flush, &self.profile, &self.place)
     }
 }

@@ -1,10 +1,13 @@
 //! Opens stores: after a close, and after the end of a process that could not close.
 
 use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::path::Path;
 use std::time::Duration;
 
 use cuemq_storage_api::Engine;
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use tempfile::TempDir;
 
 use super::fetch::load;
@@ -112,7 +115,8 @@ impl Rig for DroppedRig {
 }
 
 /// Copies a directory and syncs the files, so that an opening does not wait for what only the copy left unwritten.
-fn copy(from: &Path, to: &Path) -> Result<()> {
+/// What was never written to a file stays a hole.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());
@@ -120,9 +124,28 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
             std::fs::create_dir(&target)?;
             copy(&entry.path(), &target)?;
         } else {
-            std::fs::copy(entry.path(), &target)?;
-            File::open(&target)?.sync_all()?;
+            copy_file(&File::open(entry.path())?, &File::create(&target)?)?;
         }
     }
+    Ok(())
+}
+
+fn copy_file(mut from: &File, mut to: &File) -> Result<()> {
+    let length = from.metadata()?.len();
+    to.set_len(length)?;
+    let mut at = 0;
+    while at < length {
+        let start = match seek(from, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // There is no data behind this.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        at = seek(from, SeekFrom::Hole(start))?;
+        from.seek(io::SeekFrom::Start(start))?;
+        to.seek(io::SeekFrom::Start(start))?;
+        io::copy(&mut from.take(at - start), &mut to)?;
+    }
+    to.sync_all()?;
     Ok(())
 }

@@ -1,0 +1,145 @@
+//! What has to be seen in a process of its own: a start, its memory, a kill. The benchmark's program starts itself.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{self, ChildStdin, ChildStdout, Command, Stdio};
+
+use cuemq::{Broker, TopicSpec};
+use tokio::runtime::Builder;
+
+use super::{Context, opening};
+use crate::Result;
+use crate::workload::TOPIC;
+
+/// The argument that makes the benchmark's program such a process: task, directory and number follow.
+pub const FLAG: &str = "--as-child";
+/// Topics that are made before memory is looked at for the first time.
+const TOPICS_BEFORE: u32 = 20;
+
+/// A process of this program; killed when it is dropped before its end.
+#[derive(Debug)]
+pub(super) struct Child {
+    process: process::Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Child {
+    /// Starts a task on a directory.
+    pub(super) fn start(context: &Context, task: &str, directory: &Path, number: u64) -> Result<Self> {
+        let program = context.program.as_ref().ok_or("no program was named that could be started")?;
+        let mut process = Command::new(program)
+            .args([FLAG, task])
+            .arg(directory)
+            .arg(number.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let input = process.stdin.take();
+        let output = BufReader::new(process.stdout.take().ok_or("the process has no output")?);
+        Ok(Self { process, input, output })
+    }
+
+    /// The next number that the process says, which it does once it is so far.
+    pub(super) fn number(&mut self) -> Result<u64> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        Ok(line.trim().parse().map_err(|_| format!("the process said {line:?} in place of a number"))?)
+    }
+
+    /// Bytes of memory that it has now.
+    pub(super) fn resident_bytes(&self) -> Result<u64> {
+        resident_bytes(&self.process.id().to_string())
+    }
+
+    /// Has it end in good order.
+    pub(super) fn end(mut self) -> Result<()> {
+        drop(self.input.take());
+        let status = self.process.wait()?;
+        if status.success() { Ok(()) } else { Err(format!("the process ended with {status}").into()) }
+    }
+
+    /// Kills it with SIGKILL and waits until it is gone.
+    pub(super) fn kill(mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to do.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn resident_bytes(process: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no resident size is told")?;
+    let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kibibytes * 1024)
+}
+
+/// Runs a task in this process: says a number once it is so far, and ends when its input ends.
+///
+/// # Errors
+/// Whatever the task meets.
+pub fn serve(arguments: &[String]) -> Result<()> {
+    let [task, directory, number] = arguments else { return Err(format!("{FLAG} TASK DIRECTORY NUMBER").into()) };
+    let (directory, number) = (Path::new(directory), number.parse::<u64>()?);
+    match task.as_str() {
+        "fill" => {
+            let engine = opening::fill(directory, number)?;
+            say(number)?;
+            wait_for_end()?;
+            drop(engine);
+            Ok(())
+        }
+        "start" => Builder::new_current_thread().build()?.block_on(start(directory)),
+        "topics" => Builder::new_current_thread().build()?.block_on(topics(directory, u32::try_from(number)?)),
+        other => Err(format!("there is no task {other}").into()),
+    }
+}
+
+fn say(number: u64) -> Result<()> {
+    let mut output = std::io::stdout();
+    writeln!(output, "{number}")?;
+    Ok(output.flush()?)
+}
+
+fn wait_for_end() -> Result<()> {
+    let mut line = String::new();
+    while std::io::stdin().read_line(&mut line)? > 0 {}
+    Ok(())
+}
+
+/// The start of a program that embeds a broker: opens it and has one message acknowledged.
+async fn start(directory: &Path) -> Result<()> {
+    let broker = Broker::open(directory).await?;
+    let receipt = broker.producer(TOPIC).await?.send("first").await?;
+    say(receipt.offset.ok_or("the receipt names no offset")?.get())?;
+    wait_for_end()?;
+    Ok(broker.shutdown().await?)
+}
+
+/// Makes topics of one queue each, and says how many bytes of memory they took.
+async fn topics(directory: &Path, count: u32) -> Result<()> {
+    let broker = Broker::open(directory).await?;
+    let make = async |number: u32| broker.create_topic(TopicSpec::new(format!("idle-{number}")).queues(1)).await;
+    for number in 0..TOPICS_BEFORE {
+        make(number).await?;
+    }
+    let before = resident_bytes("self")?;
+    for number in TOPICS_BEFORE..TOPICS_BEFORE + count {
+        make(number).await?;
+    }
+    let after = resident_bytes("self")?;
+    if broker.topics().len() != (TOPICS_BEFORE + count) as usize {
+        return Err(format!("there are {} topics", broker.topics().len()).into());
+    }
+    say(after.saturating_sub(before))?;
+    wait_for_end()?;
+    Ok(broker.shutdown().await?)
+}

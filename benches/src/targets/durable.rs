@@ -1,0 +1,63 @@
+//! Target 5: durable sends that share their syncs, against one sync after the other.
+
+use std::sync::Arc;
+
+use cuemq::Flush;
+
+use super::row::{Goal, Row, Subject, side_by_side};
+use super::{Context, per_second};
+use crate::Result;
+use crate::limits::SyncFile;
+use crate::paths::group_commit::Writers;
+use crate::paths::house::House;
+use crate::store::EngineKind;
+use crate::table::bytes;
+use crate::workload::Bodies;
+
+/// Writers, messages that each sends at once, and how many times one message per sync they have to reach.
+const CASES: [(u64, u64, f64); 6] =
+    [(1, 1, 0.7), (16, 1, 5.0), (64, 1, 16.0), (256, 1, 45.0), (1024, 1, 80.0), (16, 64, 220.0)];
+/// How many times more rounds a lone writer makes, and one with some company: a pass has to last.
+const LONE_ROUNDS: u64 = 8;
+const FEW_ROUNDS: u64 = 4;
+
+pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for &body_bytes in &context.scale.body_bytes {
+        let bodies = Arc::new(Bodies::new(body_bytes));
+        for (count, batch, times) in CASES {
+            rows.push(measure(context, &bodies, Writers { count, batch }, times)?);
+        }
+    }
+    Ok(rows)
+}
+
+fn measure(context: &Context, bodies: &Arc<Bodies>, writers: Writers, times: f64) -> Result<Row> {
+    let mut file = SyncFile::new(context.place.directory())?;
+    let mut house = House::new(EngineKind::Mmap, Arc::clone(bodies), Flush::Durable, &context.profile, &context.place)?;
+    let rounds = context.scale.durable_rounds
+        * match writers.count {
+            1 => LONE_ROUNDS,
+            2..=64 => FEW_ROUNDS,
+            _ => 1,
+        };
+    let limit = || Ok(1e6 / file.time(context.scale.limit_rounds)?.p50_us);
+    let messages = writers.count * writers.batch * rounds;
+    let path = || Ok(per_second(messages, writers.write(&mut house, rounds)?));
+    let pairs = side_by_side(context.scale.pairs, limit, path)?;
+    let sending = match writers {
+        Writers { count: 1, .. } => "one writer".to_owned(),
+        Writers { count, batch: 1 } => format!("{count} writers"),
+        Writers { count, batch } => format!("{count} writers of batches of {batch}"),
+    };
+    let subject = Subject {
+        number: 5,
+        name: format!("group commit, {}, {sending}", bytes(bodies.body_bytes())),
+        unit: "msg/s",
+        flush: "durable",
+        limit: "1/SYNC",
+        goal: Goal::AtLeast(times),
+        note: "each writer waits for its receipt before it sends again; one queue".into(),
+    };
+    Ok(subject.row(pairs, house.move_out()?))
+}

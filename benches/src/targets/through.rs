@@ -1,0 +1,111 @@
+//! Targets 2 and 3: through the actors. A producer's handle to its receipts against one thread that encodes records in
+//! place; and the whole way, delivered to a member of a group and acknowledged, against the former.
+
+use std::sync::Arc;
+
+use cuemq::Flush;
+
+use super::row::{Goal, Pair, Row, Subject};
+use super::scale::Scale;
+use super::{Context, per_second};
+use crate::Result;
+use crate::limits::Encoder;
+use crate::paths::end_to_end::{GROUP, check_all_acknowledged, transfer};
+use crate::paths::house::House;
+use crate::paths::send::{Load, send};
+use crate::store::EngineKind;
+use crate::table::bytes;
+use crate::workload::Bodies;
+
+/// Batches that a sender has in flight (numbers.md: from 16 on more in flight gain nothing).
+const BATCHES_IN_FLIGHT: usize = 16;
+const SINGLES_IN_FLIGHT: usize = 256;
+
+/// A way of sending, and the share of LIMIT that it has to reach.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    name: &'static str,
+    /// Messages sent at once.
+    batch: usize,
+    share: f64,
+}
+
+const WAYS: [Way; 3] = [
+    Way { name: "batches of 256", batch: 256, share: 0.6 },
+    Way { name: "batches of 64", batch: 64, share: 0.5 },
+    Way { name: "singles, 256 in flight", batch: 1, share: 0.2 },
+];
+
+impl Way {
+    fn load(self, messages: u64) -> Load {
+        match self.batch {
+            1 => Load::Singles { in_flight: SINGLES_IN_FLIGHT, count: messages },
+            batch => Load::Batches { batch, in_flight: BATCHES_IN_FLIGHT, count: messages / batch as u64 },
+        }
+    }
+
+    fn rows(self, body_bytes: usize, measured: Measured) -> [Row; 2] {
+        let name = format!("{}, {}", bytes(body_bytes), self.name);
+        let in_flight = if self.batch == 1 { "" } else { ", 16 batches in flight" };
+        let sending = Subject {
+            number: 2,
+            name: format!("handle to receipt, {name}"),
+            unit: "msg/s",
+            flush: "buffered",
+            limit: "LIMIT",
+            goal: Goal::AtLeast(self.share),
+            note: format!("one queue, one sender{in_flight}; making the messages is timed too"),
+        };
+        let transferring = Subject {
+            number: 3,
+            name: format!("produce, deliver, ack, {name}"),
+            limit: "target 2's value",
+            goal: Goal::AtLeast(0.5),
+            note: format!(
+                "one queue, one sender{in_flight}, one member of one group; every body is checked on the way"
+            ),
+            ..sending.clone()
+        };
+        [sending.row(measured.sent, measured.checked), transferring.row(measured.whole, measured.checked_whole)]
+    }
+}
+
+/// Both targets: one is the other's limit, so they are measured in turns.
+pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for &body_bytes in &context.scale.body_bytes {
+        let (bodies, mut encoder) = (Arc::new(Bodies::new(body_bytes)), Encoder::new(body_bytes));
+        for way in WAYS {
+            rows.extend(way.rows(body_bytes, measure(context, &bodies, &mut encoder, way)?));
+        }
+    }
+    rows.sort_by_key(|row| row.number);
+    Ok(rows)
+}
+
+/// Pairs of both targets, and how many messages of each were read back.
+struct Measured {
+    sent: Vec<Pair>,
+    whole: Vec<Pair>,
+    checked: u64,
+    checked_whole: u64,
+}
+
+/// One broker takes what is only sent, another one what is delivered too.
+fn measure(context: &Context, bodies: &Arc<Bodies>, encoder: &mut Encoder, way: Way) -> Result<Measured> {
+    let open = || House::new(EngineKind::Mmap, Arc::clone(bodies), Flush::Buffered, &context.profile, &context.place);
+    let count = Scale::messages(context.scale.send_bytes, bodies.body_bytes(), way.batch);
+    let (mut sender, mut whole) = (open()?, open()?);
+    let mut consumer = whole.consumer(GROUP)?;
+    let (mut sent, mut transferred) = (Vec::new(), Vec::new());
+    for _ in 0..context.scale.pairs {
+        let before = encoder.rate();
+        let sending = per_second(count, send(&mut sender, way.load(count))?);
+        sent.push(Pair { value: sending, limit: f64::midpoint(before, encoder.rate()) });
+        let value = per_second(count, transfer(&mut whole, &mut consumer, way.load(count))?);
+        transferred.push(Pair { value, limit: sending });
+    }
+    drop(consumer);
+    check_all_acknowledged(&whole)?;
+    Ok(Measured { sent, whole: transferred, checked: sender.move_out()?, checked_whole: whole.move_out()? })
+}
