@@ -128,11 +128,7 @@ impl Taken<'_> {
     /// Makes it last beyond the borrow.
     pub(crate) fn keep(mut self) -> Permit {
         let room = std::mem::replace(&mut self.room, Room { messages: 0, bytes: 0 });
-        Permit {
-            admission: Arc::clone(self.admission),
-            messages: room.messages as usize,
-            bytes: room.bytes as usize,
-        }
+        Permit { admission: Arc::clone(self.admission), messages: room.messages as usize, bytes: room.bytes as usize }
     }
 
     /// Adds it to a permit of the same broker.

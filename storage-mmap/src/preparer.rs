@@ -67,6 +67,7 @@ fn work(store: &Store, is_ending: &AtomicBool) {
     let is_ending = || is_ending.load(Ordering::SeqCst) || store.health.check_writable("prepare").is_err();
     let has_long_tail = || store.has_long_tail.load(Ordering::Relaxed);
     while !is_ending() {
+        store.ahead.take_down();
         if let Some(task) = store.ahead.task() {
             if let Err(error) = store.ahead.carry_out(task) {
                 tracing::debug!(store = store.files.describe(), %error, "room could not be prepared");

@@ -85,9 +85,8 @@ impl Batch {
     /// The messages one by one, each to be settled by itself.
     #[must_use = "messages that are not acknowledged come again"]
     pub fn into_deliveries(mut self) -> Vec<Delivery> {
-        let deliver = |received| {
-            Delivery::new(&self.keeper, &self.group, &self.session, received, self.lease, self.redeliveries)
-        };
+        let deliver =
+            |received| Delivery::new(&self.keeper, &self.group, &self.session, received, self.lease, self.redeliveries);
         std::mem::take(&mut self.messages).into_iter().map(deliver).collect()
     }
 

@@ -11,12 +11,17 @@ use std::thread::Thread;
 use crate::commit_log::room::{FILL_STEP_BYTES, Room};
 use crate::commit_log::window::{WINDOW_BYTES, Window};
 
+/// Windows that are used up and still mapped, at most.
+const MAX_RETIRED_WINDOWS: usize = 4;
+
 /// Shared by the writer and the thread that prepares room.
 #[derive(Debug)]
 pub(crate) struct Ahead {
     room: Mutex<Arc<Room>>,
     /// The next window, its pages ready for stores.
     window: Mutex<Option<Window>>,
+    /// Windows that are used up. Taking a map down costs more than a batch, so the thread does it.
+    retired: Mutex<Vec<Window>>,
     /// The log position for which a window was last made ready.
     window_for: AtomicU64,
     /// Bytes written since the last sync.
@@ -42,6 +47,7 @@ impl Ahead {
         Self {
             room: Mutex::new(room),
             window: Mutex::new(None),
+            retired: Mutex::default(),
             window_for: AtomicU64::new(0),
             unsynced: AtomicU64::new(0),
             most,
@@ -84,6 +90,22 @@ impl Ahead {
     /// The next window, if it is ready.
     pub(crate) fn take_window(&self) -> Option<Window> {
         self.window().take()
+    }
+
+    /// Takes a window that is used up off the writer.
+    pub(crate) fn retire(&self, window: Option<Window>) {
+        let Some(window) = window else { return };
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        // Without the thread, or while it is behind, the writer takes the map down by itself.
+        if self.thread.get().is_some() && retired.len() < MAX_RETIRED_WINDOWS {
+            retired.push(window);
+        }
+    }
+
+    /// Takes down the maps of windows that are used up.
+    pub(crate) fn take_down(&self) {
+        let retired = std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(retired);
     }
 
     /// Bytes that should be filled beyond what is used: as much again as was written since the last sync, so that a

@@ -42,6 +42,7 @@ impl<'a> FrameEncoder<'a> {
     }
 
     /// Adds a record. The lengths in `header` are those of the parts.
+    #[inline]
     pub(crate) fn record(&mut self, header: &RecordHeader, topic: &str, record: &Record) {
         let item = self.place(header.len as usize);
         let (head, parts) = item.split_first_chunk_mut::<RECORD_HEADER_BYTES>().expect("an item holds its header");

@@ -202,7 +202,7 @@ impl LogWriter {
         let ready = self.ahead.take_window().filter(|window| window.covers(start, used, frame_bytes));
         match ready.map_or_else(|| Window::open(&self.active, used), |ready| Ok(Some(ready))) {
             Ok(Some(window)) => {
-                self.window = Some(window);
+                self.ahead.retire(self.window.replace(window));
                 true
             }
             Ok(None) => {
@@ -247,7 +247,7 @@ impl LogWriter {
             .and_then(|()| sealed.set_len(segment_bytes))
             .map_err(|error| health.poison("apply", format!("ending {}", self.active.path()), error))?;
         let sealed = std::mem::replace(&mut self.active, next);
-        self.window = None;
+        self.ahead.retire(self.window.take());
         self.ahead.go_on_in(Arc::clone(&self.active));
         self.sealed_unsynced.push(Arc::clone(&sealed.file));
         self.names_unsynced = true;
@@ -329,7 +329,7 @@ impl LogWriter {
         files.push(Arc::clone(&self.active.file));
         // A page that a sync has cleaned takes a fault of microseconds to be stored into again; a page that is not
         // mapped takes a tenth of that.
-        self.window = None;
+        self.ahead.retire(self.window.take());
         self.ahead.synced();
         SyncWork { upto: self.end.position, files, names: std::mem::take(&mut self.names_unsynced) }
     }

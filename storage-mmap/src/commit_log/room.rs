@@ -17,8 +17,8 @@ use crate::settings::MmapSettings;
 
 /// Room is filled in steps of at most this many bytes: the writer never waits for more.
 pub(crate) const FILL_STEP_BYTES: u64 = 256 << 10;
-/// The zeros that fill room, again and again within one vectored write.
-static ZEROS: [u8; 4096] = [0; 4096];
+/// The zeros that fill room: never written to, so the operating system backs all of them with one page.
+static ZEROS: [u8; FILL_STEP_BYTES as usize] = [0; FILL_STEP_BYTES as usize];
 
 /// The segment that is written to, with the room in it.
 #[derive(Debug)]
@@ -166,13 +166,8 @@ impl Room {
             return Ok(());
         }
         self.take(upto)?;
-        let (mut pieces, mut left) = (Vec::new(), usize::try_from(upto - from).unwrap_or(usize::MAX));
-        while left > 0 {
-            let piece = &ZEROS[..left.min(ZEROS.len())];
-            pieces.push(piece);
-            left -= piece.len();
-        }
-        self.file.write_at(from, &pieces)?;
+        let zeros = usize::try_from(upto - from).ok().and_then(|len| ZEROS.get(..len));
+        self.file.write_at(from, &[zeros.expect("a step is no longer than the zeros")])?;
         self.filled.store(upto, Ordering::Release);
         Ok(())
     }

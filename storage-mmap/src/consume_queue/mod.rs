@@ -153,16 +153,9 @@ impl QueueFiles {
     /// Makes everything written so far survive a power cut.
     pub(crate) fn sync(&self) -> io::Result<()> {
         let unsynced = std::mem::take(&mut *self.unsynced());
-        for path in &unsynced.files {
-            match self.files.open(path, OpenMode::Existing) {
-                Ok(file) => file.sync_data()?,
-                // Retention removed it meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        // Innermost first, so that no name is durable before what it leads to.
-        unsynced.directories.iter().rev().try_for_each(|directory| self.files.sync_directory(directory))
+        // Innermost first, so that no name is durable before what it leads to. Retention may have removed a file.
+        let directories: Vec<&str> = unsynced.directories.iter().rev().map(String::as_str).collect();
+        self.files.sync_all(&unsynced.files, &directories)
     }
 
     /// Compares a queue's files with the entries they should hold, and cuts off what is beyond `end`: it may be what

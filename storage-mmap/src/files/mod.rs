@@ -9,6 +9,7 @@
 pub mod memory;
 pub mod real;
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
@@ -73,6 +74,14 @@ pub trait FileLayer: Debug + Send + Sync + 'static {
     /// # Errors
     /// What the operating system answers.
     fn sync_directory(&self, path: &str) -> io::Result<()>;
+    /// Makes files, and the names within directories, survive a power cut. A file that is gone is no error. Directories
+    /// are synced in the order given, after all files.
+    ///
+    /// # Errors
+    /// As [`LayerFile::sync_data`].
+    fn sync_all(&self, files: &BTreeSet<String>, directories: &[&str]) -> io::Result<()> {
+        sync_one_by_one(self, files, directories)
+    }
     /// Takes the exclusive lock of a file until the guard is dropped. `WouldBlock` if somebody else holds it,
     /// in this process or another.
     ///
@@ -91,6 +100,17 @@ pub trait FileLayer: Debug + Send + Sync + 'static {
     fn prepares_beside(&self) -> bool {
         false
     }
+}
+
+fn sync_one_by_one<L: FileLayer + ?Sized>(layer: &L, files: &BTreeSet<String>, directories: &[&str]) -> io::Result<()> {
+    for path in files {
+        match layer.open(path, OpenMode::Existing) {
+            Ok(file) => file.sync_data()?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    directories.iter().try_for_each(|directory| layer.sync_directory(directory))
 }
 
 /// Holds a lock until it is dropped.

@@ -4,6 +4,7 @@
 //! link: whoever can plant a link in the directory can still not make the store write elsewhere. Directories are made
 //! with mode 0700 and files with 0600, because a store holds what its users sent.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -14,11 +15,14 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{DiskSpace, FileLayer, LayerFile, LockGuard, MappedRegion, OpenMode, WritableRegion};
+use super::{DiskSpace, FileLayer, LayerFile, LockGuard, MappedRegion, OpenMode, WritableRegion, sync_one_by_one};
 use crate::mapped_file::{MappedFile, MappedWindow};
 
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
+/// More files than these are synced with their whole file system.
+#[cfg(target_os = "linux")]
+const MANY_FILES: usize = 64;
 /// Most pieces in one vectored write: Linux's `IOV_MAX`.
 const MAX_PIECES: usize = 1024;
 /// File systems that keep the room they gave and show a store into a map to every read at once: ext2 to ext4, XFS, tmpfs.
@@ -169,6 +173,15 @@ impl FileLayer for RealFiles {
 
     fn sync_directory(&self, path: &str) -> io::Result<()> {
         File::from(self.directory(path)?).sync_all()
+    }
+
+    fn sync_all(&self, files: &BTreeSet<String>, directories: &[&str]) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        if files.len() > MANY_FILES {
+            // All of the file system: one flush of the disk instead of thousands, one behind the other.
+            return Ok(rustix::fs::syncfs(&self.root)?);
+        }
+        sync_one_by_one(self, files, directories)
     }
 
     fn lock(&self, path: &str) -> io::Result<Box<dyn LockGuard>> {

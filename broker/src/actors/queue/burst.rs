@@ -55,9 +55,7 @@ impl Burst {
 
     /// Whether one more single message may join.
     pub(super) fn has_room(&self, record: &Record) -> bool {
-        !self.whole
-            && self.records.len() < MAX_BURST_RECORDS
-            && self.bytes + record.payload_bytes() <= MAX_BURST_BYTES
+        !self.whole && self.records.len() < MAX_BURST_RECORDS && self.bytes + record.payload_bytes() <= MAX_BURST_BYTES
     }
 
     /// Takes in one more single message, for which it has room.

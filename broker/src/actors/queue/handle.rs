@@ -29,11 +29,7 @@ pub(crate) struct QueueHandle {
 
 impl QueueHandle {
     /// The way to a queue. Its actor starts with the first message.
-    pub(crate) fn new(
-        shared: &Shared,
-        key: QueueKey,
-        flush: Flush,
-    ) -> Result<Self, cuemq_storage_api::StorageError> {
+    pub(crate) fn new(shared: &Shared, key: QueueKey, flush: Flush) -> Result<Self, cuemq_storage_api::StorageError> {
         let tail = shared.storage.tail(&key)?;
         Ok(Self { key, flush, tail, inbox: Inbox::new(), address: OnceLock::new() })
     }

@@ -67,7 +67,10 @@ impl QueueActor {
         self.look_at_the_last();
         let sum = |of: fn(&Burst) -> usize| self.admitted.iter().map(of).sum::<usize>();
         let (mut requests, mut records, mut bytes) = (sum(Burst::requests), sum(Burst::records), sum(Burst::bytes));
-        while requests + MAX_BURST_RECORDS <= MAX_DRAIN_REQUESTS && records < MAX_DRAIN_RECORDS && bytes < MAX_DRAIN_BYTES {
+        while requests + MAX_BURST_RECORDS <= MAX_DRAIN_REQUESTS
+            && records < MAX_DRAIN_RECORDS
+            && bytes < MAX_DRAIN_BYTES
+        {
             let Some(burst) = self.inbox.pop() else { return };
             requests += burst.requests();
             records += burst.records();

@@ -170,10 +170,8 @@ mod tests {
     use crate::message::AckLevel;
 
     fn placed(count: u32) -> Placed {
-        let appends = vec![Appended { first: QueueOffset::new(5), count: 9 }, Appended {
-            first: QueueOffset::new(14),
-            count,
-        }];
+        let appends =
+            vec![Appended { first: QueueOffset::new(5), count: 9 }, Appended { first: QueueOffset::new(14), count }];
         let positions = (0..9 + u64::from(count)).map(|n| LogPosition::new(n * 100)).collect();
         let stored = Arc::new(Stored { appends, positions, level: AckLevel::Buffered });
         let queue = QueueKey::new(TopicName::new("orders").unwrap(), QueueId::FIRST);
