@@ -20,31 +20,58 @@ const BATCHES: [usize; 3] = [1, 64, 256];
 const JUDGED_BATCH: usize = 64;
 /// How many times less is written in a pass that is not judged.
 const CURVE_SHARE: u64 = 8;
-/// Body bytes of batches that are made ahead, so that making them is not timed.
-const AHEAD_BYTES: usize = 4 << 20;
+/// Body bytes of batches that are made ahead, so that making them is not timed; few, so that they are still in the
+/// cache when they are applied, as a batch is that comes from a sender.
+const AHEAD_BYTES: usize = 256 << 10;
+/// More than the log adds to a body: header, topic, its share of the frame's header.
+const RECORD_OVERHEAD_BYTES: u64 = 128;
 
 pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for &body_bytes in &context.scale.body_bytes {
         let (bodies, mut encoder) = (Bodies::new(body_bytes), Encoder::new(body_bytes));
         for batch in BATCHES {
-            rows.push(measure(context, &bodies, &mut encoder, batch)?);
+            rows.push(measure(context, &bodies, &mut encoder, batch, Room::Fresh)?);
         }
+        rows.push(measure(context, &bodies, &mut encoder, JUDGED_BATCH, Room::PreWritten)?);
     }
     Ok(rows)
 }
 
-fn measure(context: &Context, bodies: &Bodies, encoder: &mut Encoder, batch: usize) -> Result<Row> {
+/// What the log's file is like where a pass begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Room {
+    /// Never written: the file grows, and its pages are made while it is measured.
+    Fresh,
+    /// Filled before the pass, as LIMIT's memory is.
+    PreWritten,
+}
+
+impl Room {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh file",
+            Self::PreWritten => "pre-written file",
+        }
+    }
+}
+
+fn measure(context: &Context, bodies: &Bodies, encoder: &mut Encoder, batch: usize, room: Room) -> Result<Row> {
     let judged = batch == JUDGED_BATCH;
     let share = if bodies.body_bytes() < 1024 { 0.7 } else { 0.8 };
     let log_bytes = context.scale.append_bytes / if judged { 1 } else { CURVE_SHARE };
     let count = Scale::messages(log_bytes, bodies.body_bytes(), batch);
     let mut store = Store::new(context, bodies)?;
-    let path = || Ok(per_second(count, store.append(batch, count)?));
+    let path = || {
+        if room == Room::PreWritten {
+            store.pre_write(count)?;
+        }
+        Ok(per_second(count, store.append(batch, count)?))
+    };
     let pairs = side_by_side(context.scale.pairs, || Ok(encoder.rate()), path)?;
     let subject = Subject {
         number: 1,
-        name: format!("raw apply, {}, batches of {batch}", bytes(bodies.body_bytes())),
+        name: format!("raw apply, {}, batches of {batch}, {}", bytes(bodies.body_bytes()), room.name()),
         unit: "msg/s",
         flush: "buffered",
         limit: "LIMIT",
@@ -71,6 +98,12 @@ impl<'a> Store<'a> {
         let folder = context.place.folder()?;
         let engine = MmapEngine::open(folder.path(), MmapSettings::default())?;
         Ok(Self { bodies, engine, _folder: folder, next: 0 })
+    }
+
+    /// Has the log filled with zeros as far as so many messages will reach.
+    fn pre_write(&self, count: u64) -> Result<()> {
+        let record_bytes = self.bodies.body_bytes() as u64 + RECORD_OVERHEAD_BYTES;
+        Ok(self.engine.prepare_room(count * record_bytes)?)
     }
 
     /// Appends so many messages, and returns the time that `apply` took.
