@@ -18,7 +18,8 @@ use crate::settings::MmapSettings;
 /// Room is filled in steps of at most this many bytes: the writer never waits for more.
 pub(crate) const FILL_STEP_BYTES: u64 = 256 << 10;
 /// The zeros that fill room: never written to, so the operating system backs all of them with one page.
-static ZEROS: [u8; FILL_STEP_BYTES as usize] = [0; FILL_STEP_BYTES as usize];
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+const _: () = assert!(ZEROS.len() as u64 == FILL_STEP_BYTES, "one step is one write of the zeros");
 
 /// The segment that is written to, with the room in it.
 #[derive(Debug)]
