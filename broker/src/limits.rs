@@ -6,11 +6,15 @@ use std::time::Duration;
 pub const MAX_BURST_RECORDS: usize = 256;
 /// Most payload bytes of single messages that wait as one burst.
 pub const MAX_BURST_BYTES: usize = 1 << 20;
-/// Most requests that one queue actor merges into one write.
+/// Records after which a queue actor writes what it has taken, while more waits.
+pub const WRITE_RECORDS: usize = 256;
+/// Payload bytes after which a queue actor writes what it has taken, while more waits.
+pub const WRITE_BYTES: usize = 256 << 10;
+/// Most requests that one queue actor takes before its neighbours have their turn.
 pub const MAX_DRAIN_REQUESTS: usize = 4096;
-/// Most records that one queue actor merges into one write.
+/// Most records that one queue actor takes before its neighbours have their turn; also the most of one merged write of a lane.
 pub const MAX_DRAIN_RECORDS: usize = 8192;
-/// Most payload bytes that one queue actor merges into one write.
+/// Most payload bytes that one queue actor takes before its neighbours have their turn; also of one merged write of a lane.
 pub const MAX_DRAIN_BYTES: usize = 4 << 20;
 /// Most bytes of a message's tag, keys, sharding key and properties together (RocketMQ's `i16` length). Engines allow
 /// a little more, for what the broker adds to retries and dead letters.

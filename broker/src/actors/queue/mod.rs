@@ -17,7 +17,9 @@ pub(crate) use handle::QueueHandle;
 pub(crate) use outcome::Ticket;
 
 use super::mailbox::{Drain, Inbox};
-use crate::limits::{MAX_BURST_RECORDS, MAX_DRAIN_BYTES, MAX_DRAIN_RECORDS, MAX_DRAIN_REQUESTS};
+use crate::limits::{
+    MAX_BURST_RECORDS, MAX_DRAIN_BYTES, MAX_DRAIN_RECORDS, MAX_DRAIN_REQUESTS, WRITE_BYTES, WRITE_RECORDS,
+};
 use crate::settings::Flush;
 use crate::shared::Shared;
 use burst::Burst;
@@ -51,33 +53,61 @@ impl Handler<Drain> for QueueActor {
     type Result = ();
 
     fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) {
-        self.admit();
-        self.write();
+        let mut turn = Load::default();
+        while turn.has_room() && self.admit(&mut turn) {
+            self.write();
+        }
         if !self.inbox.rest() {
-            // Neighbours on this thread come first; then the rest of the burst.
+            // Neighbours on this thread come first; then the rest of what waits.
             ctx.wait(tokio::task::yield_now().into_actor(self));
             ctx.notify(Drain);
         }
     }
 }
 
+/// What the actor has taken on in one turn.
+#[derive(Clone, Copy, Default)]
+struct Load {
+    requests: usize,
+    records: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn add(&mut self, burst: &Burst) {
+        self.requests += burst.requests();
+        self.records += burst.records();
+        self.bytes += burst.bytes();
+    }
+
+    /// Whether one more burst fits into the turn.
+    fn has_room(&self) -> bool {
+        self.requests + MAX_BURST_RECORDS <= MAX_DRAIN_REQUESTS
+            && self.records < MAX_DRAIN_RECORDS
+            && self.bytes < MAX_DRAIN_BYTES
+    }
+
+    /// Whether it is time to write: senders go on while the next write is made, and whoever waits for the first of
+    /// them does not wait for the last.
+    fn is_a_write(&self) -> bool {
+        self.records >= WRITE_RECORDS || self.bytes >= WRITE_BYTES
+    }
+}
+
 impl QueueActor {
-    /// Takes what waits, up to one write.
-    fn admit(&mut self) {
+    /// Takes what waits, up to one write; false when there is nothing.
+    fn admit(&mut self, turn: &mut Load) -> bool {
         self.look_at_the_last();
-        let sum = |of: fn(&Burst) -> usize| self.admitted.iter().map(of).sum::<usize>();
-        let (mut requests, mut records, mut bytes) = (sum(Burst::requests), sum(Burst::records), sum(Burst::bytes));
-        while requests + MAX_BURST_RECORDS <= MAX_DRAIN_REQUESTS
-            && records < MAX_DRAIN_RECORDS
-            && bytes < MAX_DRAIN_BYTES
-        {
-            let Some(burst) = self.inbox.pop() else { return };
-            requests += burst.requests();
-            records += burst.records();
-            bytes += burst.bytes();
+        let mut load = Load::default();
+        self.admitted.iter().for_each(|burst| load.add(burst));
+        while !load.is_a_write() && turn.has_room() {
+            let Some(burst) = self.inbox.pop() else { break };
+            load.add(&burst);
+            turn.add(&burst);
             self.admitted.push(burst);
             self.look_at_the_last();
         }
+        !self.admitted.is_empty()
     }
 
     /// Shows each request to the test's probe, if there is one, so that one that panics is lost alone.
