@@ -225,7 +225,12 @@ impl GroupActor {
                     Err(stale) => answer(reply, Err(stale)),
                 }
             }
-            GroupRequest::Retry(request) => self.retry(request, ctx),
+            GroupRequest::Retry(request) => {
+                // What changed before goes before: written behind the retry, an older row would take its
+                // acknowledgement back until the next write.
+                self.write_offsets();
+                self.retry(request, ctx);
+            }
             GroupRequest::Committed { queue, reply } => {
                 let _ = reply.send(Ok(self.offsets.committed(&OffsetOwner { queue, member: None })));
             }
