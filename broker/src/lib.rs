@@ -58,6 +58,7 @@ pub use clock::{Clock, ManualClock, Sleep};
 pub use consumer::{Batch, Consumer, ConsumerBuilder, Delivery, PullConsumer, Received, SeekTo, StartAt, WorkerHandle};
 pub use cuemq_storage_api::{Engine, FaultEngine, MemoryEngine, QueueId, QueueKey, QueueOffset, Timestamp};
 pub use domain::assignment::AssignmentStrategy;
+pub use domain::failure::DeadReason;
 pub use domain::retry::RetryPolicy;
 pub use error::{Error, ErrorKind, Rejected, Result};
 pub use message::{AckLevel, Message, MessageId, Receipt};

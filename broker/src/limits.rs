@@ -19,6 +19,8 @@ pub const MAX_DRAIN_BYTES: usize = 4 << 20;
 /// Most bytes of a message's tag, keys, sharding key and properties together (RocketMQ's `i16` length). Engines allow
 /// a little more, for what the broker adds to retries and dead letters.
 pub const MAX_PROPERTIES_BYTES: usize = 32 << 10;
+/// Most bytes of the text of an error that a redelivery or dead letter carries; a longer one is cut.
+pub const MAX_ERROR_BYTES: usize = 1 << 10;
 /// Longest batch a producer may send at once, in messages.
 pub const MAX_BATCH_MESSAGES: usize = 16_384;
 /// Most queues of one topic.

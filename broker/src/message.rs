@@ -20,10 +20,22 @@ pub(crate) const SYSTEM_PROPERTY_PREFIX: &str = "__";
 pub(crate) const ATTEMPTS: &str = "__attempts";
 /// The topic a retry copy or dead letter was first sent to.
 pub(crate) const ORIGIN_TOPIC: &str = "__origin_topic";
+/// The queue of that topic in which it was first stored.
+pub(crate) const ORIGIN_QUEUE: &str = "__origin_queue";
+/// Its offset in that queue.
+pub(crate) const ORIGIN_OFFSET: &str = "__origin_offset";
 /// The id of the message that a retry copy or dead letter was made from.
 pub(crate) const ORIGIN_ID: &str = "__origin_id";
+/// When a message failed for the first time, in milliseconds, on retry copies and dead letters.
+pub(crate) const FIRST_FAILED_AT: &str = "__first_failed_at";
+/// What the last failure that said anything said.
+pub(crate) const LAST_ERROR: &str = "__last_error";
 /// Why a message became a dead letter.
 pub(crate) const DEAD_REASON: &str = "__dead_reason";
+/// When it did, in milliseconds.
+pub(crate) const DIED_AT: &str = "__died_at";
+/// When a message stops being of use, in milliseconds.
+pub(crate) const EXPIRES_AT: &str = "__expires_at";
 
 /// A message to send: a body, and whatever finds, filters, orders or delays it.
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::retry::MAX_REDELIVERIES;
 use crate::limits;
 
 /// When a send is acknowledged.
@@ -45,7 +46,8 @@ pub struct BrokerSettings {
     pub transaction_check_interval_ms: u64,
     /// Checks before an undecided transaction is rolled back into the inspectable topic. Default 15.
     pub transaction_max_checks: u32,
-    /// Most redeliveries of a message before it becomes a dead letter. 0 to 16, default 16.
+    /// Most redeliveries of a message before it becomes a dead letter, whatever its group's retry policy says. 0 to
+    /// 1000, default 1000; the default policy has 16.
     pub max_redeliveries: u32,
 }
 
@@ -64,7 +66,7 @@ impl Default for BrokerSettings {
             transaction_check_after_ms: 6_000,
             transaction_check_interval_ms: 30_000,
             transaction_max_checks: 15,
-            max_redeliveries: 16,
+            max_redeliveries: MAX_REDELIVERIES,
         }
     }
 }
@@ -105,7 +107,7 @@ impl BrokerSettings {
         check("transaction_check_after_ms", self.transaction_check_after_ms, 1, 1 << 40)?;
         check("transaction_check_interval_ms", self.transaction_check_interval_ms, 1, 1 << 40)?;
         check("transaction_max_checks", u64::from(self.transaction_max_checks), 1, 1000)?;
-        check("max_redeliveries", u64::from(self.max_redeliveries), 0, 16)
+        check("max_redeliveries", u64::from(self.max_redeliveries), 0, u64::from(MAX_REDELIVERIES))
     }
 
     /// How long delay level `level` (from 1) waits; levels beyond the last mean the last (RocketMQ's rule).

@@ -198,7 +198,7 @@ async fn bad_settings_are_named(store: Store) {
         ("actor_threads is 65: it needs 1 to 64", |s| s.actor_threads = 65),
         ("delay_levels_ms (count) is 0", |s| s.delay_levels_ms.clear()),
         ("transaction_max_checks is 0", |s| s.transaction_max_checks = 0),
-        ("max_redeliveries is 17: it needs 0 to 16", |s| s.max_redeliveries = 17),
+        ("max_redeliveries is 1001: it needs 0 to 1000", |s| s.max_redeliveries = 1001),
     ];
     for (text, change) in changes {
         let error = store.builder().configure(change).open().await.unwrap_err();

@@ -11,8 +11,8 @@ pub const MAX_POSITION: u64 = (1 << 53) - 1;
 /// Largest body of one record, in bytes.
 pub const MAX_BODY_BYTES: usize = 64 << 20;
 /// Largest encoded attributes (tag, keys, sharding key, properties) of one record, in bytes: 32 KiB of a producer's own
-/// (RocketMQ's `i16` length) and 1 KiB for what the broker adds to retries and dead letters.
-pub const MAX_ATTRIBUTES_BYTES: usize = 33 << 10;
+/// (RocketMQ's `i16` length) and 2 KiB for what the broker adds to retries and dead letters.
+pub const MAX_ATTRIBUTES_BYTES: usize = 34 << 10;
 /// Longest single key, tag or sharding key, in bytes.
 pub const MAX_KEY_BYTES: usize = 1 << 10;
 /// Most operations in one batch; a run of appends counts each record.

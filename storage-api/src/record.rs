@@ -26,7 +26,7 @@ pub fn tag_hash(tag: &str) -> i64 {
 /// field: kind u8 | length u16 LE | payload          kinds: 1 tag, 2 key, 3 sharding key, 4 property
 /// property payload: name length u16 LE | name | value
 /// ```
-/// Fields keep the order in which they were added. At most 32 KiB in all.
+/// Fields keep the order in which they were added. At most [`MAX_ATTRIBUTES_BYTES`] in all.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Attributes(Bytes);
 
@@ -50,7 +50,7 @@ impl Attributes {
     /// Checks a block that comes from outside.
     ///
     /// # Errors
-    /// When it is longer than 32 KiB or not a sequence of whole UTF-8 fields.
+    /// When it is longer than [`MAX_ATTRIBUTES_BYTES`] or not a sequence of whole UTF-8 fields.
     pub fn decode(block: Bytes) -> Result<Self, InvalidInput> {
         check_attributes_len(block.len())?;
         let mut rest = &block[..];
@@ -210,7 +210,7 @@ impl AttributesBuilder {
     /// Checks the whole.
     ///
     /// # Errors
-    /// The first thing that was wrong, or more than 32 KiB in all.
+    /// The first thing that was wrong, or more than [`MAX_ATTRIBUTES_BYTES`] in all.
     pub fn build(self) -> Result<Attributes, InvalidInput> {
         if let Some(problem) = self.problem {
             return Err(problem);

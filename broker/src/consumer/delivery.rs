@@ -11,9 +11,11 @@ use tokio::sync::oneshot;
 use super::received::Received;
 use super::release_if_free;
 use super::session::{Claim, Session};
-use crate::actors::group::{GroupHandle, GroupRequest, RetryRequest};
+use crate::actors::group::{Failure, GroupHandle, GroupRequest};
 use crate::broker::Keeper;
+use crate::domain::failure::FailureCause;
 use crate::domain::membership::Lease;
+use crate::domain::retry::LONGEST_RETRY_PAUSE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::REDELIVERY_PAUSE;
 
@@ -102,23 +104,54 @@ impl Delivery {
     ///
     /// # Errors
     /// `Stale` when the message belongs to another member by now; `NotStored` or `Unknown` when the write failed, and
-    /// then the message comes again after a pause. A broadcasting group has no retry: `Invalid`.
-    pub async fn retry_later(mut self, delay: Option<Duration>) -> Result<()> {
+    /// then the message comes again after a pause. A broadcasting group has no retry: `Invalid`. `Invalid` too for a
+    /// delay of more than 366 days.
+    pub async fn retry_later(self, delay: Option<Duration>) -> Result<()> {
+        self.give_up(FailureCause::Retry { delay, error: None }).await
+    }
+
+    /// [`retry_later`](Delivery::retry_later) after a pause of one's own. It takes the place of the policy's pause;
+    /// how many redeliveries there are remains the policy's.
+    ///
+    /// # Errors
+    /// As [`retry_later`](Delivery::retry_later).
+    pub async fn retry_in(self, delay: Duration) -> Result<()> {
+        self.retry_later(Some(delay)).await
+    }
+
+    /// [`retry_later`](Delivery::retry_later) after the policy's pause, with a word on what went wrong: the next
+    /// delivery and the dead letter carry it as [`last_error`](Received::last_error), up to 1 KiB of it.
+    ///
+    /// # Errors
+    /// As [`retry_later`](Delivery::retry_later).
+    pub async fn fail(self, error: impl fmt::Display) -> Result<()> {
+        self.give_up(FailureCause::Retry { delay: None, error: Some(error.to_string()) }).await
+    }
+
+    /// Makes the message a dead letter at once, because no redelivery will ever help, with a word on why.
+    ///
+    /// # Errors
+    /// As [`retry_later`](Delivery::retry_later).
+    pub async fn reject(self, error: impl fmt::Display) -> Result<()> {
+        self.give_up(FailureCause::Rejected { error: Some(error.to_string()) }).await
+    }
+
+    async fn give_up(mut self, cause: FailureCause) -> Result<()> {
         if self.session.broadcasting {
             let text = "a broadcasting group has no retry: acknowledge the message, or drop it to have it again";
             return Err(Error::new(ErrorKind::Invalid, text));
         }
+        check_pause(&cause)?;
         let (sender, receiver) = oneshot::channel();
-        self.group.post(GroupRequest::Retry(RetryRequest {
-            member: self.session.member.clone(),
+        self.group.post(GroupRequest::Fail(Box::new(Failure {
+            holder: Some((self.session.member.clone(), self.lease)),
             queue: self.received.queue().clone(),
-            lease: self.lease,
             stored: self.received.stored().clone(),
             origin_id: self.received.origin_id(),
             failures: self.received.attempts().saturating_add(1),
-            delay,
+            cause,
             reply: sender,
-        }));
+        })));
         // Whoever gives up waiting, or meets an error, drops the delivery: then the message comes again.
         receiver.await.unwrap_or_else(|_| Err(Error::lost("the retry")))?;
         self.settled = true;
@@ -138,5 +171,15 @@ impl Drop for Delivery {
         if !self.settled {
             self.comes_again_at(self.keeper.shared().clock.now().plus(REDELIVERY_PAUSE));
         }
+    }
+}
+
+fn check_pause(cause: &FailureCause) -> Result<()> {
+    match cause {
+        FailureCause::Retry { delay: Some(delay), .. } if *delay > LONGEST_RETRY_PAUSE => {
+            let text = format!("a retry after {delay:?}: use at most {LONGEST_RETRY_PAUSE:?}");
+            Err(Error::new(ErrorKind::Invalid, text))
+        }
+        _ => Ok(()),
     }
 }

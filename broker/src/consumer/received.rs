@@ -3,11 +3,16 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use cuemq_storage_api::{QueueKey, QueueOffset, StoredRecord, Timestamp};
+use cuemq_storage_api::limits::MAX_POSITION;
+use cuemq_storage_api::{QueueId, QueueKey, QueueOffset, StoredRecord, Timestamp};
 use serde::de::DeserializeOwned;
 
+use crate::domain::failure::DeadReason;
 use crate::error::Result;
-use crate::message::{ATTEMPTS, MessageId, ORIGIN_ID, ORIGIN_TOPIC, SYSTEM_PROPERTY_PREFIX, from_json};
+use crate::message::{
+    ATTEMPTS, DEAD_REASON, DIED_AT, FIRST_FAILED_AT, LAST_ERROR, MessageId, ORIGIN_ID, ORIGIN_OFFSET, ORIGIN_QUEUE,
+    ORIGIN_TOPIC, SYSTEM_PROPERTY_PREFIX, from_json,
+};
 
 /// A stored message. Body and attributes may be slices of a whole segment of the store: copy what is kept for long.
 #[derive(Clone, Debug)]
@@ -72,6 +77,44 @@ impl Received {
         self.attempts
     }
 
+    /// The queue of [`topic`](Received::topic) in which it was first stored.
+    #[must_use]
+    pub fn origin_queue(&self) -> QueueId {
+        let queue = self.number_of_broker(ORIGIN_QUEUE).and_then(|number| QueueId::new(number).ok());
+        queue.unwrap_or(self.queue.queue)
+    }
+
+    /// Its offset in that queue.
+    #[must_use]
+    pub fn origin_offset(&self) -> QueueOffset {
+        let offset = self.number_of_broker(ORIGIN_OFFSET).filter(|offset| *offset <= MAX_POSITION);
+        offset.map_or(self.stored.offset, QueueOffset::new)
+    }
+
+    /// When a delivery of it failed for the first time; of dead letters and of what was retried.
+    #[must_use]
+    pub fn first_failed_at(&self) -> Option<Timestamp> {
+        self.number_of_broker(FIRST_FAILED_AT).map(Timestamp::from_millis)
+    }
+
+    /// What the consumer said of the last failure of which it said anything, up to 1 KiB of it.
+    #[must_use]
+    pub fn last_error(&self) -> Option<&str> {
+        self.property_of_broker(LAST_ERROR)
+    }
+
+    /// Why it is a dead letter, if it is one.
+    #[must_use]
+    pub fn dead_reason(&self) -> Option<DeadReason> {
+        self.property_of_broker(DEAD_REASON).and_then(DeadReason::parse)
+    }
+
+    /// When it became a dead letter, if it is one.
+    #[must_use]
+    pub fn died_at(&self) -> Option<Timestamp> {
+        self.number_of_broker(DIED_AT).map(Timestamp::from_millis)
+    }
+
     /// The body.
     #[must_use]
     pub fn body(&self) -> &Bytes {
@@ -119,6 +162,10 @@ impl Received {
     #[must_use]
     pub fn stored_at(&self) -> Timestamp {
         self.stored.stored_at
+    }
+
+    fn number_of_broker<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+        self.property_of_broker(name)?.parse().ok()
     }
 
     fn property_of_broker(&self, name: &str) -> Option<&str> {

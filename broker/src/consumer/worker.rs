@@ -110,11 +110,11 @@ where
         Err(_) => "the handler panicked".to_owned(),
     };
     let (queue, offset, attempts) = (delivery.queue().clone(), delivery.offset(), delivery.attempts());
-    tracing::debug!(%queue, %offset, attempts, failed, "a handler failed");
+    tracing::debug!(%queue, %offset, attempts, error = failed, "a handler failed");
     if ordered && attempts < most_redeliveries {
         return delivery.again_after(REDELIVERY_PAUSE);
     }
-    if let Err(error) = delivery.retry_later(None).await {
+    if let Err(error) = delivery.fail(failed).await {
         tracing::warn!(%queue, %offset, %error, "a retry was not stored; the message comes again");
     }
 }

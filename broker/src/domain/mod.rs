@@ -5,6 +5,8 @@
 
 pub(crate) mod assignment;
 pub(crate) mod delay;
+pub(crate) mod failed_copy;
+pub(crate) mod failure;
 pub(crate) mod filter;
 pub(crate) mod member;
 pub(crate) mod membership;

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
-use cuemq_storage_api::{QueueKey, QueueOffset, StoredRecord, Timestamp, TopicName};
+use cuemq_storage_api::{QueueKey, QueueOffset, Timestamp, TopicName};
 use tokio::sync::oneshot;
 
+use super::failure::Failure;
 use crate::consumer::session::Session;
 use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::MemberId;
@@ -15,7 +15,6 @@ use crate::domain::membership::Lease;
 use crate::domain::progress::MAX_ACK_WINDOW;
 use crate::domain::retry::RetryPolicy;
 use crate::error::{Error, Result};
-use crate::message::MessageId;
 
 /// The answer to a request whose asker waits.
 pub(crate) type Answer<T> = oneshot::Sender<Result<T>>;
@@ -37,8 +36,10 @@ pub(crate) enum GroupRequest {
         ranges: Vec<Range<QueueOffset>>,
         reply: Option<Answer<()>>,
     },
-    /// A message shall come again later, or become a dead letter.
-    Retry(RetryRequest),
+    /// A message was not consumed: it comes again, or becomes a dead letter.
+    Fail(Box<Failure>),
+    /// The copy of such a message is stored, and with it that the message is done.
+    Failed { queue: QueueKey, offset: QueueOffset },
     /// Where consumption of a queue stands; `None` when the group never read it.
     Committed { queue: QueueKey, reply: Answer<Option<QueueOffset>> },
     /// Sets where consumption goes on, forwards or back. Refused while a member holds the queue.
@@ -63,7 +64,8 @@ impl GroupRequest {
             Self::Leave { .. } => "Leave",
             Self::Released { .. } => "Released",
             Self::Acknowledge { .. } => "Acknowledge",
-            Self::Retry(_) => "Retry",
+            Self::Fail(_) => "Fail",
+            Self::Failed { .. } => "Failed",
             Self::Committed { .. } => "Committed",
             Self::Reset { .. } => "Reset",
             Self::Describe { .. } => "Describe",
@@ -101,7 +103,7 @@ impl GroupRequest {
     pub(super) fn refuse(self, error: Error) {
         let reply = match self {
             Self::Acknowledge { reply, .. } => reply,
-            Self::Retry(request) => Some(request.reply),
+            Self::Fail(failure) => Some(failure.reply),
             _ => None,
         };
         super::answer(reply, Err(error));
@@ -114,21 +116,6 @@ pub(crate) enum Start {
     Earliest,
     Latest,
     At(Timestamp),
-}
-
-/// See [`GroupRequest::Retry`].
-#[derive(Debug)]
-pub(crate) struct RetryRequest {
-    pub(crate) member: MemberId,
-    pub(crate) queue: QueueKey,
-    pub(crate) lease: Lease,
-    pub(crate) stored: StoredRecord,
-    pub(crate) origin_id: MessageId,
-    /// How often the message has failed, this time included.
-    pub(crate) failures: u32,
-    /// `None` asks the group's policy.
-    pub(crate) delay: Option<Duration>,
-    pub(crate) reply: Answer<()>,
 }
 
 /// One member as administration shows it.

@@ -5,10 +5,10 @@
 //! storage, once every write handed over before has landed, and what was acknowledged but not yet handed over is
 //! applied again. Supervised like all actors.
 
+mod failure;
 mod handle;
 mod messages;
 mod offsets;
-mod retry;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,8 +16,9 @@ use std::sync::Arc;
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, WrapFuture};
 use cuemq_storage_api::{GroupName, QueueKey, Timestamp, TopicName, WriteBatch};
 
+pub(crate) use failure::Failure;
 pub(crate) use handle::GroupHandle;
-pub(crate) use messages::{Answer, GroupRequest, RetryRequest, Start};
+pub(crate) use messages::{Answer, GroupRequest, Start};
 pub use messages::{GroupDescription, MemberDescription, QueueLag};
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
@@ -225,12 +226,8 @@ impl GroupActor {
                     Err(stale) => answer(reply, Err(stale)),
                 }
             }
-            GroupRequest::Retry(request) => {
-                // What changed before goes before: written behind the retry, an older row would take its
-                // acknowledgement back until the next write.
-                self.write_offsets();
-                self.retry(request, ctx);
-            }
+            GroupRequest::Fail(failure) => self.fail(*failure, ctx),
+            GroupRequest::Failed { queue, offset } => self.failed(queue, offset),
             GroupRequest::Committed { queue, reply } => {
                 let _ = reply.send(Ok(self.offsets.committed(&OffsetOwner { queue, member: None })));
             }

@@ -1,0 +1,114 @@
+//! A message that was not consumed: its copy for later, or its dead letter, and the acknowledgement of the original,
+//! in one write.
+
+use std::sync::Arc;
+
+use actix::{AsyncContext, Context};
+use cuemq_storage_api::{QueueId, QueueKey, QueueOffset, StoredRecord, TopicName, WriteBatch};
+
+use super::messages::Answer;
+use super::offsets::OffsetOwner;
+use super::{GroupActor, GroupRequest};
+use crate::domain::delay::TimerKey;
+use crate::domain::failed_copy::{FailedCopy, expires_at};
+use crate::domain::failure::{DeadReason, FailureCause, Verdict, judge};
+use crate::domain::member::MemberId;
+use crate::domain::membership::Lease;
+use crate::error::Result;
+use crate::message::MessageId;
+use crate::settings::Flush;
+use crate::tables::delay::{self, DelayOrigin, DelayRow};
+
+/// A message that its group could not consume. Whoever says so, [`GroupActor::fail`] is the only way on.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// The member that has the message and its lease of the queue; `None` when nobody has it.
+    pub(crate) holder: Option<(MemberId, Lease)>,
+    /// Where the message lies: a queue of its topic, or of the group's retry topic.
+    pub(crate) queue: QueueKey,
+    /// The message.
+    pub(crate) stored: StoredRecord,
+    /// The id under which it was first stored.
+    pub(crate) origin_id: MessageId,
+    /// How many of its deliveries failed; this one is among them if it is one.
+    pub(crate) failures: u32,
+    pub(crate) cause: FailureCause,
+    /// Hears when copy and acknowledgement are stored.
+    pub(crate) reply: Answer<()>,
+}
+
+impl GroupActor {
+    /// Has a message come again or become a dead letter, as the group's policy says, and acknowledges the original with
+    /// the same write.
+    pub(super) fn fail(&mut self, failure: Failure, ctx: &Context<Self>) {
+        // What changed before goes before: written behind this, an older row would take its acknowledgement back
+        // until the next write.
+        self.write_offsets();
+        let Failure { holder, queue, .. } = &failure;
+        let checked = holder.as_ref().map_or(Ok(()), |(member, lease)| self.check_lease(member, queue, *lease));
+        match checked.and_then(|()| self.failure_batch(&failure)) {
+            Ok((batch, timer)) => {
+                let (shared, inbox, me) = (Arc::clone(&self.shared), Arc::clone(&self.inbox), ctx.address());
+                self.shared.storage.write(batch, Flush::Buffered, move |result| {
+                    if result.is_ok() {
+                        // Only now the original is done. A group that is gone reads that from storage when it is back.
+                        let (queue, offset) = (failure.queue, failure.stored.offset);
+                        let _ = inbox.push(GroupRequest::Failed { queue, offset }, &me);
+                    }
+                    if let (Ok(_), Some(timer)) = (&result, timer) {
+                        shared.delayed.add(1);
+                        shared.delay_handle().stored(vec![timer]);
+                    }
+                    let _ = failure.reply.send(result.map(|_| ()).map_err(|error| error.get()));
+                });
+            }
+            Err(error) => {
+                let _ = failure.reply.send(Err(error));
+            }
+        }
+    }
+
+    /// Copy and acknowledgement of a message are stored. It is done whoever holds its queue by now.
+    pub(super) fn failed(&mut self, queue: QueueKey, offset: QueueOffset) {
+        let owner = OffsetOwner { queue, member: None };
+        self.offsets.acknowledge(&self.shared, &owner, vec![offset..offset.plus(1)], None);
+    }
+
+    fn failure_batch(&self, failure: &Failure) -> Result<(WriteBatch, Option<TimerKey>)> {
+        let Failure { queue, stored, cause, .. } = failure;
+        let now = self.shared.clock.now();
+        let mut batch = WriteBatch::new(now);
+        let mut timer = None;
+        let copy = |dead: Option<DeadReason>| {
+            let (failed, error) = (cause.is_of_a_delivery(), cause.error());
+            let (origin_id, failures) = (failure.origin_id, failure.failures);
+            FailedCopy { original: stored, queue, origin_id, failures, failed, error, dead, now }.record()
+        };
+        match judge(&self.policy, cause, failure.failures, expires_at(&stored.record), now) {
+            Verdict::AgainNow => {
+                batch.append(&first_queue(TopicName::retry_of(&self.group)), copy(None)?);
+            }
+            Verdict::AgainAt(due) => {
+                let key = *timer.insert(TimerKey::new(due, self.shared.take_number()));
+                let row = DelayRow {
+                    topic: TopicName::retry_of(&self.group),
+                    queue: Some(QueueId::FIRST),
+                    origin: DelayOrigin::Retry,
+                    record: copy(None)?,
+                };
+                batch.put(&delay::TABLE, delay::key(key), row.encode());
+            }
+            Verdict::Dead(reason) => {
+                batch.append(&first_queue(TopicName::dead_letter_of(&self.group)), copy(Some(reason))?);
+            }
+        }
+        let owner = OffsetOwner { queue: queue.clone(), member: None };
+        self.offsets.acknowledge_in(&owner, stored.offset, &mut batch);
+        Ok((batch, timer))
+    }
+}
+
+/// The one queue of the group's own topics.
+fn first_queue(topic: TopicName) -> QueueKey {
+    QueueKey::new(topic, QueueId::FIRST)
+}
