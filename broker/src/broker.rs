@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actix::Addr;
-use cuemq_storage_api::{
-    Engine, GroupName, KeyQuery, LocatedRecord, MemoryEngine, QueueKey, QueueOffset, Timestamp, TopicName,
-};
+use cuemq_storage_api::{Engine, GroupName, MemoryEngine, QueueKey, QueueOffset, TopicName};
 use tokio::sync::{oneshot, watch};
 
 use crate::actors::delay::DelayHandle;
@@ -20,10 +18,9 @@ use crate::actors::root::{CreateTopic, DeleteTopic, EnsureGroup, RootActor};
 use crate::actors::topic::TopicHandle;
 use crate::builder::BrokerBuilder;
 use crate::clock::Clock;
-use crate::consumer::{ConsumerBuilder, PullConsumer, Received};
+use crate::consumer::{ConsumerBuilder, PullConsumer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::SHUTDOWN_PATIENCE;
-use crate::message::MessageId;
 use crate::producer::Producer;
 use crate::runtime::Runtime;
 use crate::settings::{BrokerSettings, Flush, TopicSpec};
@@ -96,7 +93,7 @@ impl Broker {
         Self { keeper }
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         self.keeper.shared()
     }
 
@@ -248,42 +245,6 @@ impl Broker {
         let ensure = EnsureGroup { name, broadcasting: false, strategy: None, retry: None };
         let handle = self.keeper.group(ensure).await?;
         Ok(PullConsumer::new(Arc::clone(&self.keeper), handle))
-    }
-
-    /// The message with this id; `None` when it expired, was deleted, or comes from another store.
-    ///
-    /// # Errors
-    /// A failed read.
-    pub fn message(&self, id: MessageId) -> Result<Option<Received>> {
-        if id.store() != self.shared().store_id {
-            return Ok(None);
-        }
-        let located = self.shared().storage.engine().record_at(id.position())?;
-        Ok(located.and_then(|located| self.visible(located)))
-    }
-
-    /// Messages of a topic that carry a key, stored at or after `from` and before `to`, newest first.
-    ///
-    /// # Errors
-    /// A failed read.
-    pub fn find_by_key(
-        &self,
-        topic: &str,
-        key: &str,
-        from: Timestamp,
-        to: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Received>> {
-        let topic = TopicName::from_stored(topic)?;
-        let found = self.shared().storage.engine().find(KeyQuery { topic: &topic, key, from, to, limit })?;
-        Ok(found.into_iter().filter_map(|located| self.visible(located)).collect())
-    }
-
-    /// A record as long as consumers may see it.
-    fn visible(&self, located: LocatedRecord) -> Option<Received> {
-        let tail = self.shared().storage.tail(&located.queue).ok()?;
-        let seen = located.stored.offset < tail.visible();
-        seen.then(|| Received::new(located.queue, located.stored, self.shared().store_id, 0))
     }
 
     /// The address that takes [`Publish`](crate::Publish) from the program's own actors.

@@ -9,6 +9,7 @@
 //! | send later | [`Message::delay`], [`Message::delay_level`], [`Message::deliver_at`] |
 //! | send with a local transaction | [`Broker::transaction_producer`] |
 //! | connect actix actors of your own | [`Broker::gateway`] with [`Publish`], [`ConsumerBuilder::deliver_to`] with [`Deliver`] |
+//! | look messages up | [`Broker::message`], [`messages`](Broker::messages), [`find_by_key`](Broker::find_by_key), [`query`](Broker::query) |
 //! | administer | [`Broker::create_topic`], [`describe_topic`](Broker::describe_topic), [`delete_topic`](Broker::delete_topic), [`describe_group`](Broker::describe_group) |
 //! | test with your own time | [`ManualClock`] |
 //!
@@ -40,6 +41,7 @@ mod engines;
 mod error;
 mod message;
 mod producer;
+mod query;
 mod runtime;
 mod settings;
 mod shared;
@@ -63,6 +65,7 @@ pub use domain::retry::RetryPolicy;
 pub use error::{Error, ErrorKind, Rejected, Result};
 pub use message::{AckLevel, Message, MessageId, Receipt};
 pub use producer::{PendingReceipt, Producer};
+pub use query::{Cursor, Page, Query};
 pub use settings::{BrokerSettings, Flush, InvalidSetting, TopicSpec};
 pub use shared::ProbePoint;
 pub use state::BrokerState;

@@ -67,3 +67,9 @@ pub const REVOKE_PATIENCE: Duration = Duration::from_secs(30);
 pub const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long buffered writes may lie unsynced (promises 2.1).
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
+/// Most messages of one page of a query.
+pub const MAX_QUERY_MESSAGES: usize = 1000;
+/// Payload bytes after which a page of a query ends, full or not.
+pub const MAX_QUERY_BYTES: usize = 8 << 20;
+/// Most messages of one key that a page of a query looks at; those of one millisecond beyond it are not shown.
+pub const MAX_QUERY_CANDIDATES: usize = 32_768;

@@ -31,7 +31,7 @@ impl Received {
         Self { queue, stored, id, attempts: u32::saturating_add(before, redeliveries) }
     }
 
-    pub(super) fn stored(&self) -> &StoredRecord {
+    pub(crate) fn stored(&self) -> &StoredRecord {
         &self.stored
     }
 

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is how a test fails")]
 
 pub(crate) mod checker;
+pub(crate) mod counting;
 pub(crate) mod power;
 pub(crate) mod store;
 

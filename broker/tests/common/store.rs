@@ -2,7 +2,8 @@
 //! the faults that its [`Faults`] script.
 
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cuemq::storage_api::MemoryStore;
 use cuemq::storage_api::fault::{Faults, Operation};
@@ -11,6 +12,7 @@ use cuemq_storage_lsm::{LsmEngine, LsmSettings};
 use cuemq_storage_mmap::{MmapEngine, MmapSettings};
 use tempfile::TempDir;
 
+use super::counting::CountingEngine;
 use super::power::{PanicAt, PowerEngine};
 
 /// Which engine.
@@ -49,6 +51,19 @@ impl Store {
             }
             Kind::Mmap => self.broker_over(MmapEngine::open(path, mmap_settings()).unwrap()),
             Kind::Lsm => self.broker_over(LsmEngine::open(path, &lsm_settings()).unwrap()),
+        }
+    }
+
+    /// As [`builder`](Self::builder), over an engine that counts what it hands out to fetches.
+    pub(crate) fn counting_builder(&self, fetched: &Arc<AtomicUsize>) -> BrokerBuilder {
+        fn counting<E: cuemq::Engine>(inner: E, fetched: &Arc<AtomicUsize>) -> BrokerBuilder {
+            Broker::builder(CountingEngine { inner, fetched: Arc::clone(fetched) })
+        }
+        let directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.kind {
+            Kind::Memory | Kind::Power => counting(MemoryEngine::open(&self.memory).unwrap(), fetched),
+            Kind::Mmap => counting(MmapEngine::open(directory.path(), mmap_settings()).unwrap(), fetched),
+            Kind::Lsm => counting(LsmEngine::open(directory.path(), &lsm_settings()).unwrap(), fetched),
         }
     }
 
