@@ -22,7 +22,7 @@ use cuemq::{Broker, BrokerState, Decision, ErrorKind, HalfMessage, Message, Publ
 use scenario::{Poison, play};
 
 /// Every message and every timer of every kind of actor.
-const POINTS: [(&str, &str); 30] = [
+const POINTS: [(&str, &str); 31] = [
     ("delay", "Alarm"),
     ("delay", "Fired"),
     ("delay", "Schedule"),
@@ -36,11 +36,12 @@ const POINTS: [(&str, &str); 30] = [
     ("group", "Configure"),
     ("group", "Deadline"),
     ("group", "Describe"),
+    ("group", "Fail"),
+    ("group", "Failed"),
     ("group", "Join"),
     ("group", "Leave"),
     ("group", "Released"),
     ("group", "Reset"),
-    ("group", "Retry"),
     ("group", "TopicChanged"),
     ("queue", "Append"),
     ("root", "CreateTopic"),
