@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use actix::Recipient;
 use cuemq_storage_api::{GroupName, Timestamp, TopicName};
 
-use super::session::Session;
+use super::session::{Credit, Session, SessionSettings};
 use super::{Consumer, WorkerHandle};
 use crate::actors::gateway::Deliver;
 use crate::actors::group::Start;
@@ -16,6 +16,7 @@ use crate::broker::Keeper;
 use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::filter::TagFilter;
 use crate::domain::member::MemberId;
+use crate::domain::order::Order;
 use crate::domain::retry::RetryPolicy;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -155,7 +156,9 @@ impl ConsumerBuilder {
         if !self.broadcasting {
             topics.insert(TopicName::retry_of(group.name()));
         }
-        let session = Session::new(member, self.broadcasting, self.ordered, filters);
+        let order = if self.ordered { Order::Queue } else { Order::Concurrent };
+        let settings = SessionSettings { broadcasting: self.broadcasting, order, credit: Credit::CONSUMER, filters };
+        let session = Session::new(member, settings);
         let start = match self.start {
             StartAt::Earliest => Start::Earliest,
             StartAt::Latest => Start::Latest,

@@ -10,6 +10,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Consumer, Delivery, Received};
+use crate::domain::order::Order;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_UNACKED_MESSAGES, REDELIVERY_PAUSE};
 
@@ -42,7 +43,7 @@ impl Consumer {
         E: fmt::Display,
     {
         let concurrency = concurrency.clamp(1, MAX_UNACKED_MESSAGES);
-        let ordered = self.session.is_ordered();
+        let ordered = self.session.order() == Order::Queue;
         let most = self.keeper.shared().settings.max_redeliveries;
         let mut running = FuturesUnordered::new();
         let mut stop = std::pin::pin!(stop.fuse());

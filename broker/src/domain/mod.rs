@@ -10,6 +10,7 @@ pub(crate) mod failure;
 pub(crate) mod filter;
 pub(crate) mod member;
 pub(crate) mod membership;
+pub(crate) mod order;
 pub(crate) mod progress;
 pub(crate) mod restart;
 pub(crate) mod retry;

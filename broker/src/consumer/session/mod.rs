@@ -2,98 +2,64 @@
 //!
 //! The group's actor grants and revokes queues; the member reads them from storage by itself, up to what is visible.
 
-use std::collections::VecDeque;
+mod credit;
+mod given;
+mod held_queue;
+
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cuemq_storage_api::{
-    FetchLimit, FetchRequest, QueueKey, QueueOffset, StorageError, StoredRecord, TagHashes, Timestamp,
+    FetchLimit, FetchRequest, QueueKey, QueueOffset, StoredRecord, TagHashes, Timestamp, TopicName,
 };
+
+pub(crate) use credit::Credit;
+pub(crate) use given::{Claim, Given, Records};
+pub(crate) use held_queue::Granted;
+use held_queue::{Again, HeldQueue, QueuePlan};
 
 use crate::clock::Clock;
 use crate::domain::filter::TagFilter;
 use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
-use crate::domain::progress::{Acked, Progress};
+use crate::domain::order::Order;
+use crate::domain::progress::Progress;
 use crate::error::{Error, Result};
-use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, MAX_UNACKED_BYTES, MAX_UNACKED_MESSAGES};
+use crate::limits::{FETCH_BYTES, FETCH_MESSAGES};
 use crate::shared::Shared;
-use crate::storage::{QueueTail, Signal};
+use crate::storage::Signal;
 
 /// Shared by the consumer, its deliveries and the group's actor.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) member: MemberId,
     pub(crate) broadcasting: bool,
-    ordered: bool,
-    filters: Vec<(cuemq_storage_api::TopicName, TagFilter)>,
+    order: Order,
+    credit: Credit,
+    filters: Vec<(TopicName, TagFilter)>,
     signal: Arc<Signal>,
     held: Mutex<Held>,
+}
+
+/// How a member consumes.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionSettings {
+    /// Whether it gets every queue, with progress of its own.
+    pub(crate) broadcasting: bool,
+    pub(crate) order: Order,
+    /// How much may be out unsettled.
+    pub(crate) credit: Credit,
+    /// What it subscribes to, a topic once.
+    pub(crate) filters: Vec<(TopicName, TagFilter)>,
 }
 
 #[derive(Debug, Default)]
 struct Held {
     queues: Vec<HeldQueue>,
     cursor: usize,
-    unacked: usize,
-    unacked_bytes: usize,
+    /// What was given out and is not settled.
+    out: Credit,
     closed: Option<Arc<str>>,
-}
-
-/// One granted queue.
-#[derive(Debug)]
-struct HeldQueue {
-    key: QueueKey,
-    lease: Lease,
-    tail: Arc<QueueTail>,
-    /// What is done, as the group's actor knows it or soon will: bounds how far to fetch.
-    progress: Progress,
-    next: QueueOffset,
-    ready: VecDeque<StoredRecord>,
-    again: VecDeque<Again>,
-    outstanding: usize,
-    revoked: bool,
-}
-
-#[derive(Debug)]
-struct Again {
-    at: Timestamp,
-    stored: StoredRecord,
-    redeliveries: u32,
-}
-
-/// What a member gets with a queue.
-#[derive(Debug)]
-pub(crate) struct Granted {
-    pub(crate) key: QueueKey,
-    pub(crate) lease: Lease,
-    pub(crate) tail: Arc<QueueTail>,
-    pub(crate) progress: Progress,
-}
-
-/// Records of one queue given out, in its order.
-#[derive(Debug)]
-pub(crate) struct Given {
-    pub(crate) key: QueueKey,
-    pub(crate) lease: Lease,
-    pub(crate) records: Records,
-    pub(crate) redeliveries: u32,
-}
-
-/// One record or several: a single one needs no list of its own.
-#[derive(Debug)]
-pub(crate) enum Records {
-    One(StoredRecord),
-    Many(Vec<StoredRecord>),
-}
-
-/// What it takes to settle records that were given out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Claim<'a> {
-    pub(crate) key: &'a QueueKey,
-    pub(crate) lease: Lease,
-    pub(crate) records: usize,
-    pub(crate) bytes: usize,
 }
 
 /// What follows from looking for the next records.
@@ -119,22 +85,18 @@ pub(crate) enum Settled {
 }
 
 impl Session {
-    pub(crate) fn new(
-        member: MemberId,
-        broadcasting: bool,
-        ordered: bool,
-        filters: Vec<(cuemq_storage_api::TopicName, TagFilter)>,
-    ) -> Arc<Self> {
+    pub(crate) fn new(member: MemberId, settings: SessionSettings) -> Arc<Self> {
+        let SessionSettings { broadcasting, order, credit, filters } = settings;
         let (signal, held) = (Arc::default(), Mutex::default());
-        Arc::new(Self { member, broadcasting, ordered, filters, signal, held })
+        Arc::new(Self { member, broadcasting, order, credit, filters, signal, held })
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn is_ordered(&self) -> bool {
-        self.ordered
+    pub(crate) fn order(&self) -> Order {
+        self.order
     }
 
     pub(crate) fn signal(&self) -> &Arc<Signal> {
@@ -143,13 +105,10 @@ impl Session {
 
     /// Takes up a queue.
     pub(crate) fn grant(&self, granted: Granted) {
-        let Granted { key, lease, tail, progress } = granted;
-        let next = progress.next_open(progress.committed());
         let mut held = self.lock();
-        held.drop_queue(&key);
-        tail.listen(&self.signal);
-        let (ready, again) = (VecDeque::new(), VecDeque::new());
-        held.queues.push(HeldQueue { key, lease, tail, progress, next, ready, again, outstanding: 0, revoked: false });
+        held.drop_queue(&granted.key);
+        granted.tail.listen(&self.signal);
+        held.queues.push(HeldQueue::new(granted));
         drop(held);
         self.signal.wake();
     }
@@ -226,16 +185,16 @@ impl Session {
         if let Some(why) = &held.closed {
             return Err(Error::new(crate::error::ErrorKind::Closed, format!("the consumer is closed: {why}")));
         }
-        if held.unacked >= MAX_UNACKED_MESSAGES || held.unacked_bytes >= MAX_UNACKED_BYTES {
-            return Ok(Plan::Wait(None));
-        }
+        let Some(mut room) = self.credit.less(held.out) else { return Ok(Plan::Wait(None)) };
         let (count, mut soonest) = (held.queues.len(), None);
-        // In order: one at a time, because the next one may not go ahead of one that fails.
-        let messages = if self.ordered { 1 } else { most.min(MAX_UNACKED_MESSAGES - held.unacked) };
-        let room = Room { messages, bytes: MAX_UNACKED_BYTES - held.unacked_bytes };
+        room.messages = match self.order {
+            Order::Concurrent => most.min(room.messages),
+            // One at a time, because the next one may not go ahead of one that fails.
+            Order::Queue => 1,
+        };
         for step in 0..count {
             let at = (held.cursor + step) % count;
-            match held.queues[at].plan(clock, self.ordered, room) {
+            match held.queues[at].plan(clock, self.order, room) {
                 QueuePlan::Give(records, redeliveries) => {
                     held.cursor = at + 1;
                     return Ok(Plan::Give(held.give(at, records, redeliveries)));
@@ -312,8 +271,8 @@ impl Session {
     /// Takes records back; `None` when their queue is no longer held under that lease.
     fn settle(&self, claim: Claim<'_>, change: impl FnOnce(&mut HeldQueue)) -> Option<Settled> {
         let mut held = self.lock();
-        held.unacked = held.unacked.saturating_sub(claim.records);
-        held.unacked_bytes = held.unacked_bytes.saturating_sub(claim.bytes);
+        held.out.messages = held.out.messages.saturating_sub(claim.records);
+        held.out.bytes = held.out.bytes.saturating_sub(claim.bytes);
         let queue = held.queues.iter_mut().find(|q| q.lease == claim.lease && q.key == *claim.key);
         let release = queue.map(|queue| {
             queue.outstanding = queue.outstanding.saturating_sub(claim.records);
@@ -336,37 +295,11 @@ enum Plan {
     Wait(Option<Timestamp>),
 }
 
-enum QueuePlan {
-    Give(Records, u32),
-    Fetch { from: QueueOffset, until: QueueOffset },
-    Wait(Option<Timestamp>),
-}
-
-/// What a member may still be given.
-#[derive(Clone, Copy)]
-struct Room {
-    messages: usize,
-    bytes: usize,
-}
-
-impl Room {
-    /// How many of these there is room for; one is always given, however large.
-    fn for_next(self, ready: &VecDeque<StoredRecord>) -> usize {
-        let mut bytes = 0usize;
-        let fits = ready.iter().take(self.messages).take_while(|stored| {
-            let had_room = bytes < self.bytes;
-            bytes = bytes.saturating_add(stored.record.payload_bytes());
-            had_room
-        });
-        fits.count()
-    }
-}
-
 impl Held {
     fn give(&mut self, at: usize, records: Records, redeliveries: u32) -> Given {
         let stored = records.as_slice();
-        self.unacked += stored.len();
-        self.unacked_bytes += stored.iter().map(|stored| stored.record.payload_bytes()).sum::<usize>();
+        self.out.messages += stored.len();
+        self.out.bytes += stored.iter().map(|stored| stored.record.payload_bytes()).sum::<usize>();
         let queue = &mut self.queues[at];
         queue.outstanding += stored.len();
         Given { key: queue.key.clone(), lease: queue.lease, records, redeliveries }
@@ -374,69 +307,5 @@ impl Held {
 
     fn drop_queue(&mut self, key: &QueueKey) {
         self.queues.retain(|queue| queue.key != *key);
-    }
-}
-
-impl Records {
-    pub(crate) fn as_slice(&self) -> &[StoredRecord] {
-        match self {
-            Self::One(stored) => std::slice::from_ref(stored),
-            Self::Many(stored) => stored,
-        }
-    }
-}
-
-impl HeldQueue {
-    fn plan(&mut self, clock: &Clock, ordered: bool, room: Room) -> QueuePlan {
-        if self.revoked || (ordered && self.outstanding > 0) {
-            return QueuePlan::Wait(None);
-        }
-        let mut soonest = None;
-        if !self.again.is_empty() {
-            let now = clock.now();
-            let due = self.again.iter().position(|again| again.at <= now);
-            if let Some(again) = due.and_then(|at| self.again.remove(at)) {
-                return QueuePlan::Give(Records::One(again.stored), again.redeliveries);
-            }
-            soonest = self.again.iter().map(|again| again.at).min();
-            // In order: nothing overtakes a record that will come again.
-            if ordered {
-                return QueuePlan::Wait(soonest);
-            }
-        }
-        match room.for_next(&self.ready) {
-            0 => {}
-            1 => return QueuePlan::Give(Records::One(self.ready.pop_front().expect("it is not empty")), 0),
-            count => return QueuePlan::Give(Records::Many(self.ready.drain(..count).collect()), 0),
-        }
-        let until = self.tail.visible().min(self.progress.window_end());
-        if self.next < until { QueuePlan::Fetch { from: self.next, until } } else { QueuePlan::Wait(soonest) }
-    }
-
-    /// Marks what a fetch passed over as done; returns the ranges that the group does not know of yet.
-    fn settle_skipped(&mut self, fetched: Range<QueueOffset>) -> Vec<Range<QueueOffset>> {
-        let mut at = fetched.start;
-        let mut gaps = Vec::new();
-        for stored in self.ready.iter().filter(|stored| stored.offset >= fetched.start) {
-            gaps.push(at..stored.offset);
-            at = stored.offset.plus(1);
-        }
-        gaps.push(at..fetched.end);
-        // Within the window, because the fetch was; what was done before is not told again.
-        gaps.retain(|gap| matches!(self.progress.ack_range(gap.clone()), Ok(Acked::Advanced(_) | Acked::Kept)));
-        gaps
-    }
-
-    /// A fetch below the queue's minimum: retention went past the group. Goes on at the minimum.
-    fn after_failed_fetch(&mut self, error: StorageError, shared: &Shared, from: QueueOffset) -> Result<Option<Next>> {
-        let bounds = shared.storage.engine().bounds(&self.key)?;
-        if error.kind() != cuemq_storage_api::ErrorKind::OutOfRange || bounds.start <= from {
-            return Err(error.into());
-        }
-        tracing::warn!(queue = %self.key, %from, min = %bounds.start, "messages expired before the group read them");
-        self.progress.commit(bounds.start);
-        self.next = bounds.start;
-        let ranges = vec![from..bounds.start];
-        Ok(Some(Next::Skipped { key: self.key.clone(), lease: self.lease, ranges }))
     }
 }

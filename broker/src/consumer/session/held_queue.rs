@@ -1,0 +1,121 @@
+//! One granted queue: how far it is read, what waits to go out, what comes again.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use cuemq_storage_api::{QueueKey, QueueOffset, StorageError, StoredRecord, Timestamp};
+
+use super::{Credit, Next, Records};
+use crate::clock::Clock;
+use crate::domain::membership::Lease;
+use crate::domain::order::Order;
+use crate::domain::progress::{Acked, Progress};
+use crate::error::Result;
+use crate::shared::Shared;
+use crate::storage::QueueTail;
+
+/// What a member gets with a queue.
+#[derive(Debug)]
+pub(crate) struct Granted {
+    pub(crate) key: QueueKey,
+    pub(crate) lease: Lease,
+    pub(crate) tail: Arc<QueueTail>,
+    pub(crate) progress: Progress,
+}
+
+/// One granted queue.
+#[derive(Debug)]
+pub(super) struct HeldQueue {
+    pub(super) key: QueueKey,
+    pub(super) lease: Lease,
+    pub(super) tail: Arc<QueueTail>,
+    /// What is done, as the group's actor knows it or soon will: bounds how far to fetch.
+    pub(super) progress: Progress,
+    pub(super) next: QueueOffset,
+    pub(super) ready: VecDeque<StoredRecord>,
+    pub(super) again: VecDeque<Again>,
+    pub(super) outstanding: usize,
+    pub(super) revoked: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Again {
+    pub(super) at: Timestamp,
+    pub(super) stored: StoredRecord,
+    pub(super) redeliveries: u32,
+}
+
+pub(super) enum QueuePlan {
+    Give(Records, u32),
+    Fetch { from: QueueOffset, until: QueueOffset },
+    Wait(Option<Timestamp>),
+}
+
+impl HeldQueue {
+    pub(super) fn new(granted: Granted) -> Self {
+        let Granted { key, lease, tail, progress } = granted;
+        let next = progress.next_open(progress.committed());
+        let (ready, again) = (VecDeque::new(), VecDeque::new());
+        Self { key, lease, tail, progress, next, ready, again, outstanding: 0, revoked: false }
+    }
+
+    pub(super) fn plan(&mut self, clock: &Clock, order: Order, room: Credit) -> QueuePlan {
+        let ordered = order == Order::Queue;
+        if self.revoked || (ordered && self.outstanding > 0) {
+            return QueuePlan::Wait(None);
+        }
+        let mut soonest = None;
+        if !self.again.is_empty() {
+            let now = clock.now();
+            let due = self.again.iter().position(|again| again.at <= now);
+            if let Some(again) = due.and_then(|at| self.again.remove(at)) {
+                return QueuePlan::Give(Records::One(again.stored), again.redeliveries);
+            }
+            soonest = self.again.iter().map(|again| again.at).min();
+            // In order: nothing overtakes a record that will come again.
+            if ordered {
+                return QueuePlan::Wait(soonest);
+            }
+        }
+        match room.for_next(&self.ready) {
+            0 => {}
+            1 => return QueuePlan::Give(Records::One(self.ready.pop_front().expect("it is not empty")), 0),
+            count => return QueuePlan::Give(Records::Many(self.ready.drain(..count).collect()), 0),
+        }
+        let until = self.tail.visible().min(self.progress.window_end());
+        if self.next < until { QueuePlan::Fetch { from: self.next, until } } else { QueuePlan::Wait(soonest) }
+    }
+
+    /// Marks what a fetch passed over as done; returns the ranges that the group does not know of yet.
+    pub(super) fn settle_skipped(&mut self, fetched: Range<QueueOffset>) -> Vec<Range<QueueOffset>> {
+        let mut at = fetched.start;
+        let mut gaps = Vec::new();
+        for stored in self.ready.iter().filter(|stored| stored.offset >= fetched.start) {
+            gaps.push(at..stored.offset);
+            at = stored.offset.plus(1);
+        }
+        gaps.push(at..fetched.end);
+        // Within the window, because the fetch was; what was done before is not told again.
+        gaps.retain(|gap| matches!(self.progress.ack_range(gap.clone()), Ok(Acked::Advanced(_) | Acked::Kept)));
+        gaps
+    }
+
+    /// A fetch below the queue's minimum: retention went past the group. Goes on at the minimum.
+    pub(super) fn after_failed_fetch(
+        &mut self,
+        error: StorageError,
+        shared: &Shared,
+        from: QueueOffset,
+    ) -> Result<Option<Next>> {
+        let bounds = shared.storage.engine().bounds(&self.key)?;
+        if error.kind() != cuemq_storage_api::ErrorKind::OutOfRange || bounds.start <= from {
+            return Err(error.into());
+        }
+        tracing::warn!(queue = %self.key, %from, min = %bounds.start, "messages expired before the group read them");
+        self.progress.commit(bounds.start);
+        self.next = bounds.start;
+        let ranges = vec![from..bounds.start];
+        Ok(Some(Next::Skipped { key: self.key.clone(), lease: self.lease, ranges }))
+    }
+}
