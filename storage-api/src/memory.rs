@@ -153,9 +153,10 @@ impl Engine for MemoryEngine {
         Capabilities { name: "memory", durable: false, apply_may_stall: false, zero_copy: true }
     }
 
-    fn apply(&self, batch: WriteBatch) -> Result<Applied> {
+    fn apply(&self, mut batch: WriteBatch) -> Result<Applied> {
         let mut shared = self.write("apply")?;
         batch.check()?;
+        batch.resolve_places(|queue| Ok(shared.live.queues.get(queue).map_or(QueueOffset::ZERO, Queue::end)))?;
         if let Some(history) = &mut shared.history
             && !batch.is_empty()
         {
@@ -344,6 +345,7 @@ impl State {
                 WriteOperation::Put { table, key, value } => {
                     self.tables.entry(table).or_default().insert(key, value);
                 }
+                WriteOperation::PutPlaced { .. } => unreachable!("places are resolved before a batch is applied"),
                 WriteOperation::Delete { table, key } => {
                     self.tables.get_mut(&table).map(|rows| rows.remove(&key));
                 }

@@ -11,13 +11,13 @@ use std::panic::catch_unwind;
 
 use bytes::Bytes;
 use cuemq_storage_api::conformance::{
-    Fixture, appends, batches, closes, crashes, fetches, keys, maintenance, marks, model, positions, reopens, tables,
-    times, trims,
+    Fixture, appends, batches, closes, crashes, fetches, keys, maintenance, marks, model, places, positions, reopens,
+    tables, times, trims,
 };
 use cuemq_storage_api::{
-    Applied, Capabilities, Engine, Fetch, FetchLimit, FetchRequest, KeyQuery, LocatedRecord, LogPosition, Maintenance,
-    Mark, MemoryEngine, QueueKey, QueueOffset, Result, Retention, Row, Table, TagHashes, Timestamp, WriteBatch,
-    WriteOperation, tag_hash,
+    Appended, Applied, Capabilities, Engine, Fetch, FetchLimit, FetchRequest, KeyQuery, LocatedRecord, LogPosition,
+    Maintenance, Mark, MemoryEngine, QueueKey, QueueOffset, Result, Retention, Row, Table, TagHashes, Timestamp,
+    WriteBatch, WriteOperation, tag_hash,
 };
 use fixture::MemoryFixture;
 
@@ -147,6 +147,11 @@ fn apply_one_by_one(engine: &MemoryEngine, batch: WriteBatch) -> Result<Applied>
         match operation {
             WriteOperation::Append { queue, records } => single.append_all(&queue, records),
             WriteOperation::Put { table, key, value } => single.put(&table, key, value),
+            WriteOperation::PutPlaced { table, key, prefix, append, record } => {
+                let appended: &Appended = &whole.appends[append];
+                let place = appended.first.plus(record as u64).get().to_be_bytes();
+                single.put(&table, key, [&prefix[..], &place].concat())
+            }
             WriteOperation::Delete { table, key } => single.delete(&table, key),
             WriteOperation::Trim { queue, before } => single.trim(&queue, before),
         };
@@ -170,6 +175,9 @@ bug! { LosesTheLastRecord as losing_the_last_record_of_a_batch_is_caught:
                     shorter.append_all(&queue, records)
                 }
                 WriteOperation::Put { table, key, value } => shorter.put(&table, key, value),
+                WriteOperation::PutPlaced { table, key, prefix, append, record } => {
+                    shorter.put_placed(&table, key, prefix, append, record)
+                }
                 WriteOperation::Delete { table, key } => shorter.delete(&table, key),
                 WriteOperation::Trim { queue, before } => shorter.trim(&queue, before),
             };
@@ -183,6 +191,30 @@ bug! { HalfABatch as half_batches_are_caught:
     crashes::synced_trims_and_deletions_stay, model::matches_memory;
     fn apply(engine: &MemoryEngine, batch: WriteBatch) -> Result<Applied> {
         apply_one_by_one(engine, batch)
+    }
+}
+
+bug! { ForgetsAppendsBefore as places_that_ignore_the_batchs_own_appends_are_caught:
+    places::later_appends_count_on, places::joined_batches_keep_their_places, model::matches_memory;
+    fn apply(engine: &MemoryEngine, batch: WriteBatch) -> Result<Applied> {
+        let mut changed = WriteBatch::new(batch.stored_at());
+        let mut ends = Vec::new();
+        for operation in batch.into_operations() {
+            match operation {
+                WriteOperation::Append { queue, records } => {
+                    ends.push(engine.bounds(&queue)?.end);
+                    changed.append_all(&queue, records)
+                }
+                WriteOperation::Put { table, key, value } => changed.put(&table, key, value),
+                WriteOperation::PutPlaced { table, key, prefix, append, record } => {
+                    let place = ends[append].plus(record as u64).get().to_be_bytes();
+                    changed.put(&table, key, [&prefix[..], &place].concat())
+                }
+                WriteOperation::Delete { table, key } => changed.delete(&table, key),
+                WriteOperation::Trim { queue, before } => changed.trim(&queue, before),
+            };
+        }
+        engine.apply(changed)
     }
 }
 

@@ -97,7 +97,7 @@ impl Store {
     }
 
     /// Lands a batch; see [`Engine::apply`](cuemq_storage_api::Engine::apply).
-    pub(crate) fn apply(&self, batch: WriteBatch) -> Result<Applied> {
+    pub(crate) fn apply(&self, mut batch: WriteBatch) -> Result<Applied> {
         self.health.check_writable("apply")?;
         batch.check()?;
         let mut guard = self.writer("apply")?;
@@ -106,6 +106,7 @@ impl Store {
             let (mark, stored_at) = (Mark(writer.log.end().position), writer.stored_at(&batch));
             return Ok(Applied { mark, stored_at, appends: Vec::new(), positions: Vec::new() });
         }
+        batch.resolve_places(|queue| Ok(writer.end_of(queue)))?;
         let bytes = frame_bytes(&batch);
         if writer.buffered + batch.len() > MAX_BUFFERED_ENTRIES {
             // The thread that does this earlier is behind, or there is none.

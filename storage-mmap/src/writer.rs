@@ -14,6 +14,8 @@ use crate::commit_log::format::{self, RecordHeader, len_u8, len_u16, len_u32};
 use crate::consume_queue::entry::Entry;
 use crate::tables::RowChange;
 
+const PLACES_ARE_RESOLVED: &str = "places are resolved before a batch is encoded";
+
 /// Everything under the writer lock.
 #[derive(Debug)]
 pub(crate) struct Writer {
@@ -45,6 +47,11 @@ impl Writer {
         batch.stored_at().max(Timestamp::from_millis(self.log.end().stored_at))
     }
 
+    /// Where a queue ends; 0 for one that never had a record.
+    pub(crate) fn end_of(&self, queue: &QueueKey) -> QueueOffset {
+        QueueOffset::new(self.ends.get(queue).map_or(0, |end| end.next))
+    }
+
     /// Encodes the batch in the place that the log has for it and makes its changes ready. From here on the batch must
     /// be written, or the engine poisoned: the queues' ends have moved.
     pub(crate) fn stage(&mut self, batch: &WriteBatch, frame_bytes: usize) -> (Applied, Encoded) {
@@ -62,6 +69,7 @@ impl Writer {
                     staging.encoder.put(table.as_str(), key, value);
                     staging.staged.rows.push(RowChange::put(table, key, value));
                 }
+                WriteOperation::PutPlaced { .. } => unreachable!("{PLACES_ARE_RESOLVED}"),
                 WriteOperation::Delete { table, key } => {
                     staging.encoder.delete(table.as_str(), key);
                     staging.staged.rows.push(RowChange::delete(table, key));
@@ -155,6 +163,7 @@ pub(crate) fn frame_bytes(batch: &WriteBatch) -> u64 {
             records.iter().map(|record| format::record_bytes(queue.topic.as_str(), record) as u64).sum()
         }
         WriteOperation::Put { table, key, value } => format::row_bytes(table.as_str(), key, value) as u64,
+        WriteOperation::PutPlaced { .. } => unreachable!("{PLACES_ARE_RESOLVED}"),
         WriteOperation::Delete { table, key } => format::row_bytes(table.as_str(), key, &[]) as u64,
         WriteOperation::Trim { queue, .. } => format::trim_bytes(queue.topic.as_str()) as u64,
     });

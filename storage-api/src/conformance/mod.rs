@@ -43,6 +43,7 @@
 //! * A trim stops at the queue's end as it is at that place in the batch: behind an append it sees the new records,
 //!   before one it does not. Trimming a queue that never had a record does not bring it into being.
 //! * Of a put and a delete of one row within a batch the last one counts.
+//! * A placed row keeps its place among the changes: a put or delete of the same row behind it wins.
 //! * Every batch that is not empty has a higher mark than the one before it and moves the stored time on, whether it
 //!   holds records or not; that time is remembered over a restart. An empty batch reports the mark that holds.
 //! * A fetch checks its bounds even when its limit is 0. `until` below `from` returns nothing and `next` is `from`;
@@ -68,6 +69,7 @@ pub mod keys;
 pub mod maintenance;
 pub mod marks;
 pub mod model;
+pub mod places;
 pub mod positions;
 pub mod readers;
 pub mod reopens;
@@ -230,6 +232,17 @@ macro_rules! conformance_cases {
                 a_move_is_one_batch,
                 joined_batches_are_one,
                 batches_without_records_have_marks,
+            }
+            places {
+                a_row_names_its_record,
+                later_appends_count_on,
+                queues_are_counted_apart,
+                joined_batches_keep_their_places,
+                trimmed_queues_count_on,
+                a_reopened_store_counts_on,
+                the_last_word_on_a_row_counts,
+                a_place_without_a_record_is_refused,
+                rows_and_records_crash_together,
             }
             reopens {
                 an_empty_store_reopens_empty,

@@ -32,10 +32,30 @@ pub(super) enum Place {
 /// One change of a batch.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
-    Append { queue: usize, records: Vec<Content> },
-    Put { table: usize, key: Vec<u8>, value: Vec<u8> },
-    Delete { table: usize, key: Vec<u8> },
-    Trim { queue: usize, before: Place },
+    Append {
+        queue: usize,
+        records: Vec<Content>,
+    },
+    Put {
+        table: usize,
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
+    /// A row for a record that an earlier change of the batch appends; none when there is no such change.
+    PutPlaced {
+        table: usize,
+        key: Vec<u8>,
+        prefix: Vec<u8>,
+        append: usize,
+    },
+    Delete {
+        table: usize,
+        key: Vec<u8>,
+    },
+    Trim {
+        queue: usize,
+        before: Place,
+    },
 }
 
 /// What a record holds.
@@ -129,6 +149,8 @@ fn change() -> impl Strategy<Value = Change> {
             .prop_map(|(queue, records)| Change::Append { queue, records }),
         3 => (table(), row_key(), proptest::collection::vec(any::<u8>(), 0..20))
             .prop_map(|(table, key, value)| Change::Put { table, key, value }),
+        2 => (table(), row_key(), proptest::collection::vec(any::<u8>(), 0..9), any::<usize>())
+            .prop_map(|(table, key, prefix, append)| Change::PutPlaced { table, key, prefix, append }),
         1 => (table(), row_key()).prop_map(|(table, key)| Change::Delete { table, key }),
         1 => (queue(), place()).prop_map(|(queue, before)| Change::Trim { queue, before }),
     ]
@@ -187,6 +209,11 @@ pub(super) fn batch(
                 batch.append_all(&queues[*queue], records.iter().map(Content::record).collect())
             }
             Change::Put { table, key, value } => batch.put(&TABLES[*table], key.clone(), value.clone()),
+            Change::PutPlaced { table, key, prefix, append } => {
+                // The first record of any append so far: each has one.
+                let Some(append) = append.checked_rem(batch.append_operations()) else { continue };
+                batch.put_placed(&TABLES[*table], key.clone(), prefix.clone(), append, 0)
+            }
             Change::Delete { table, key } => batch.delete(&TABLES[*table], key.clone()),
             Change::Trim { queue, before } => batch.trim(&queues[*queue], locate(&queues[*queue], *before)),
         };

@@ -38,7 +38,8 @@ impl Size {
                     size.records += records.len();
                     size.log_bytes += records.iter().map(log::row_bytes).sum::<usize>();
                 }
-                WriteOperation::Put { .. } => {
+                // The second is resolved before a batch is encoded, and needs the same room.
+                WriteOperation::Put { .. } | WriteOperation::PutPlaced { .. } => {
                     size.table_puts += 1;
                     size.table_operations += 1;
                 }
@@ -136,6 +137,7 @@ impl<'a, B: KvBatch> Draft<'a, B> {
                 let (key, value) = table::encode(&mut self.meta, table, key, value);
                 self.changes.put(Space::Meta, key, value);
             }
+            WriteOperation::PutPlaced { .. } => unreachable!("places are resolved before a batch is encoded"),
             WriteOperation::Delete { table, key } => {
                 let key = table::encode_key(&mut self.meta, table, key);
                 self.changes.delete(Space::Meta, key);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError, RwLockWriteGuard};
 
-use cuemq_storage_api::{Applied, ErrorKind, Mark, Result, StorageError, WriteBatch};
+use cuemq_storage_api::{Applied, ErrorKind, Mark, QueueOffset, Result, StorageError, WriteBatch};
 
 use super::draft::{Draft, Drafted, Size, Touched};
 use super::{KvEngine, Room, Writer};
@@ -28,7 +28,7 @@ impl<K: OrderedKv> Drop for Hidden<'_, K> {
 }
 
 impl<K: OrderedKv> KvEngine<K> {
-    pub(super) fn write(&self, batch: WriteBatch) -> Result<Applied> {
+    pub(super) fn write(&self, mut batch: WriteBatch) -> Result<Applied> {
         let store = self.store("apply")?;
         batch.check()?;
         let mut writer = self.writer("apply")?;
@@ -37,6 +37,9 @@ impl<K: OrderedKv> KvEngine<K> {
             let mark = Mark(writer.state.batches);
             return Ok(Applied { mark, stored_at, appends: Vec::new(), positions: Vec::new() });
         }
+        batch.resolve_places(|queue| {
+            Ok(self.registry().find(queue).map_or(QueueOffset::ZERO, |(_, queue)| queue.bounds().end))
+        })?;
         let size = Size::of(&batch);
         self.check_room(&mut writer.room, &batch, size)?;
         let changes = store.batch(size.rows());

@@ -99,6 +99,11 @@ impl Truth {
                 WriteOperation::Put { table, key, value } => {
                     self.tables.entry(table.clone()).or_default().insert(key.clone(), value.clone());
                 }
+                WriteOperation::PutPlaced { table, key, prefix, append, record } => {
+                    let offset = landed.applied.appends[*append].first.plus(*record as u64);
+                    let value = [&prefix[..], &offset.get().to_be_bytes()].concat();
+                    self.tables.entry(table.clone()).or_default().insert(key.clone(), value.into());
+                }
                 WriteOperation::Delete { table, key } => {
                     self.tables.entry(table.clone()).or_default().remove(key);
                 }
