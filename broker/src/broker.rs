@@ -97,6 +97,10 @@ impl Broker {
         self.keeper.shared()
     }
 
+    pub(crate) fn keeper(&self) -> &Arc<Keeper> {
+        &self.keeper
+    }
+
     /// Its settings.
     #[must_use]
     pub fn settings(&self) -> &BrokerSettings {
@@ -195,14 +199,17 @@ impl Broker {
     /// # Errors
     /// `UnknownGroup`.
     pub async fn describe_group(&self, group: &str) -> Result<GroupDescription> {
-        let name = GroupName::new(group)?;
-        let handle = self.shared().groups.get(&name).ok_or_else(|| {
-            Error::new(
-                ErrorKind::UnknownGroup,
-                format!("group {name} does not exist: a consumer of that name makes it"),
-            )
-        })?;
+        let handle = self.group_handle(group)?;
         handle.ask(|reply| GroupRequest::Describe { reply }).await
+    }
+
+    /// The way to a group's actor.
+    pub(crate) fn group_handle(&self, group: &str) -> Result<Arc<GroupHandle>> {
+        let name = GroupName::new(group)?;
+        self.shared().groups.get(&name).ok_or_else(|| {
+            let text = format!("group {name} does not exist: a consumer of that name makes it");
+            Error::new(ErrorKind::UnknownGroup, text)
+        })
     }
 
     /// A producer for a topic, which is created if it does not exist and the settings allow it.

@@ -11,6 +11,7 @@
 //! | connect actix actors of your own | [`Broker::gateway`] with [`Publish`], [`ConsumerBuilder::deliver_to`] with [`Deliver`] |
 //! | look messages up | [`Broker::message`], [`messages`](Broker::messages), [`find_by_key`](Broker::find_by_key), [`query`](Broker::query) |
 //! | administer | [`Broker::create_topic`], [`describe_topic`](Broker::describe_topic), [`delete_topic`](Broker::delete_topic), [`describe_group`](Broker::describe_group) |
+//! | move a group's offsets | [`Broker::reset_group`], [`skip`](Broker::skip), then [`OffsetPlan::confirm`]; what was done: [`Broker::audit_log`] |
 //! | test with your own time | [`ManualClock`] |
 //!
 //! All handles are cheap to clone (but consumers), work on any async runtime and on none, and keep their broker alive;
@@ -31,6 +32,7 @@ pub mod limits;
 
 mod actors;
 mod admission;
+mod audit;
 mod broker;
 mod builder;
 mod clock;
@@ -40,6 +42,7 @@ mod domain;
 mod engines;
 mod error;
 mod message;
+mod offset_plan;
 mod producer;
 mod query;
 mod runtime;
@@ -54,16 +57,20 @@ pub use cuemq_storage_api as storage_api;
 
 pub use actors::gateway::{Deliver, GatewayActor, Publish, PublishBatch};
 pub use actors::group::{GroupDescription, MemberDescription, QueueLag};
+pub use audit::{AuditRecord, AuditedMove};
 pub use broker::{Broker, QueueDescription, TopicDescription};
 pub use builder::BrokerBuilder;
 pub use clock::{Clock, ManualClock, Sleep};
 pub use consumer::{Batch, Consumer, ConsumerBuilder, Delivery, PullConsumer, Received, SeekTo, StartAt, WorkerHandle};
 pub use cuemq_storage_api::{Engine, FaultEngine, MemoryEngine, QueueId, QueueKey, QueueOffset, Timestamp};
 pub use domain::assignment::AssignmentStrategy;
+pub use domain::audit::AuditAction;
 pub use domain::failure::DeadReason;
+pub use domain::offset_plan::{OffsetMove, ResetTo, Skip};
 pub use domain::retry::RetryPolicy;
 pub use error::{Error, ErrorKind, Rejected, Result};
 pub use message::{AckLevel, Message, MessageId, Receipt};
+pub use offset_plan::OffsetPlan;
 pub use producer::{PendingReceipt, Producer};
 pub use query::{Cursor, Page, Query};
 pub use settings::{BrokerSettings, Flush, InvalidSetting, TopicSpec};

@@ -73,3 +73,7 @@ pub const MAX_QUERY_MESSAGES: usize = 1000;
 pub const MAX_QUERY_BYTES: usize = 8 << 20;
 /// Most messages of one key that a page of a query looks at; those of one millisecond beyond it are not shown.
 pub const MAX_QUERY_CANDIDATES: usize = 32_768;
+/// Most rows of the audit log; the oldest go.
+pub const MAX_AUDIT_ROWS: usize = 4096;
+/// Longest note of an operator that is kept, in bytes.
+pub const MAX_NOTE_BYTES: usize = 1024;

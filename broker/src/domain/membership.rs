@@ -92,6 +92,8 @@ pub(crate) struct Membership {
     /// Who shall hold which queue. Kept, so that a release costs one look-up and not a new sharing of all queues.
     target: BTreeMap<QueueKey, MemberId>,
     holdings: BTreeMap<QueueKey, Holding>,
+    /// Topics that one holder has alone, whoever subscribes to them.
+    reserved: BTreeMap<TopicName, MemberId>,
     last_lease: Lease,
 }
 
@@ -105,6 +107,7 @@ impl Membership {
             topics: BTreeMap::new(),
             target: BTreeMap::new(),
             holdings: BTreeMap::new(),
+            reserved: BTreeMap::new(),
             last_lease,
         }
     }
@@ -161,6 +164,29 @@ impl Membership {
         }
     }
 
+    /// Gives all queues of a topic to one holder, which need not be a member, until it gives them back. Members that
+    /// hold some are asked to release them.
+    pub(crate) fn reserve(
+        &mut self,
+        topic: TopicName,
+        queues: QueueCount,
+        holder: MemberId,
+        now: Timestamp,
+        out: &mut Vec<MembershipEffect>,
+    ) {
+        self.topics.insert(topic.clone(), queues);
+        self.reserved.insert(topic, holder);
+        self.rebalance(now, out);
+    }
+
+    /// Gives the queues of a topic back to the members that subscribe to it; what the holder has is free at once.
+    pub(crate) fn unreserve(&mut self, topic: &TopicName, now: Timestamp, out: &mut Vec<MembershipEffect>) {
+        if let Some(holder) = self.reserved.remove(topic) {
+            self.holdings.retain(|queue, holding| queue.topic != *topic || holding.member != holder);
+            self.rebalance(now, out);
+        }
+    }
+
     /// Changes how queues are shared.
     pub(crate) fn set_strategy(
         &mut self,
@@ -187,6 +213,14 @@ impl Membership {
         self.holdings.remove(queue);
         self.grant_if_wanted(queue, out);
         Ok(())
+    }
+
+    /// Takes a queue from its holder at once, whoever that is, and grants it anew: what the holder does under its old
+    /// lease is refused from now on. Nothing for a queue that nobody holds.
+    pub(crate) fn recall(&mut self, queue: &QueueKey, out: &mut Vec<MembershipEffect>) -> Option<Holding> {
+        let holding = self.holdings.remove(queue)?;
+        self.grant_if_wanted(queue, out);
+        Some(holding)
     }
 
     /// Cuts off the holders whose time to release has run out.
@@ -272,6 +306,10 @@ impl Membership {
     fn share(&self) -> BTreeMap<QueueKey, MemberId> {
         let mut target = BTreeMap::new();
         for (topic, queues) in &self.topics {
+            if let Some(holder) = self.reserved.get(topic) {
+                target.extend(queues.ids().map(|id| (QueueKey::new(topic.clone(), id), holder.clone())));
+                continue;
+            }
             let subscribed = self.members.iter().filter(|(_, topics)| topics.contains(topic));
             let members: Vec<&MemberId> = subscribed.map(|(member, _)| member).collect();
             let queues: Vec<QueueKey> = queues.ids().map(|id| QueueKey::new(topic.clone(), id)).collect();

@@ -282,3 +282,61 @@ proptest! {
         prop_assert_eq!(held, target);
     }
 }
+
+#[test]
+fn a_recalled_queue_is_granted_anew_under_a_new_lease() {
+    let mut group = one_member_with_two_queues();
+    let mut out = Vec::new();
+    let before = group.recall(&queue(0), &mut out).unwrap();
+    assert_eq!((before.member, before.lease), (member(0), Lease(1)));
+    assert_eq!(out, [grant(0, 0, 3)]);
+    assert_eq!(group.check(&queue(0), Lease(1)), Err(StaleLease));
+
+    // One that is being handed over goes to the one who shall have it.
+    out.clear();
+    group.join(member(1), topics(&[0]), START, &mut out).unwrap();
+    out.clear();
+    assert_eq!(group.recall(&queue(1), &mut out).unwrap().lease, Lease(2));
+    assert_eq!(out, [grant(1, 1, 4)]);
+    assert_eq!(group.next_deadline(), None);
+
+    out.clear();
+    assert_eq!(group.recall(&queue(7), &mut out), None);
+    assert_eq!(out, []);
+}
+
+#[test]
+fn a_reserved_topic_belongs_to_its_holder_alone_until_it_is_given_back() {
+    let mut group = one_member_with_two_queues();
+    let (holder, mut out) = (MemberId::new("%holder").unwrap(), Vec::new());
+    let granted = |q, lease| Grant { member: MemberId::new("%holder").unwrap(), queue: queue(q), lease: Lease(lease) };
+    group.reserve(topic(0), count(2), holder.clone(), START, &mut out);
+    assert_eq!(out, [revoke(0, 0, 1), revoke(0, 1, 2), Deadline { at: LATER }], "holders finish what they have");
+    out.clear();
+    group.released(&queue(1), Lease(2), &mut out).unwrap();
+    assert_eq!(out, [granted(1, 3)]);
+
+    out.clear();
+    group.join(member(1), topics(&[0, 1]), START, &mut out).unwrap();
+    group.leave(&member(0), START, &mut out);
+    assert_eq!(out, [granted(0, 4)], "members come and go without getting any of it");
+    out.clear();
+    group.set_topic(topic(0), count(3), START, &mut out);
+    assert_eq!(out, [granted(2, 5)], "a new queue is the holder's too");
+
+    out.clear();
+    group.unreserve(&topic(0), START, &mut out);
+    assert_eq!(out, [grant(1, 0, 6), grant(1, 1, 7), grant(1, 2, 8)], "free at once");
+    out.clear();
+    group.unreserve(&topic(0), START, &mut out);
+    assert_eq!(out, []);
+
+    // In a group without members.
+    let mut empty = Membership::new(settings(), Lease(0));
+    empty.reserve(topic(0), count(1), holder, START, &mut out);
+    assert_eq!(out, [granted(0, 1)]);
+    out.clear();
+    empty.unreserve(&topic(0), START, &mut out);
+    assert_eq!(out, []);
+    assert_eq!(empty.holding(&queue(0)), None);
+}

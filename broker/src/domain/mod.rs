@@ -4,12 +4,14 @@
 //! performs. So every rule is tested without a runtime, by comparing values.
 
 pub(crate) mod assignment;
+pub(crate) mod audit;
 pub(crate) mod delay;
 pub(crate) mod failed_copy;
 pub(crate) mod failure;
 pub(crate) mod filter;
 pub(crate) mod member;
 pub(crate) mod membership;
+pub(crate) mod offset_plan;
 pub(crate) mod order;
 pub(crate) mod progress;
 pub(crate) mod restart;

@@ -8,6 +8,7 @@ use cuemq_storage_api::{QueueKey, QueueOffset, Timestamp, TopicName};
 use tokio::sync::oneshot;
 
 use super::failure::Failure;
+use super::operation::Operation;
 use crate::consumer::session::Session;
 use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::MemberId;
@@ -44,6 +45,8 @@ pub(crate) enum GroupRequest {
     Committed { queue: QueueKey, reply: Answer<Option<QueueOffset>> },
     /// Sets where consumption goes on, forwards or back. Refused while a member holds the queue.
     Reset { queue: QueueKey, to: QueueOffset, reply: Answer<()> },
+    /// An operator asks or moves something.
+    Operate(Box<Operation>),
     /// What the group looks like now.
     Describe { reply: Answer<GroupDescription> },
     /// How the group shares queues and retries, from now on.
@@ -68,6 +71,7 @@ impl GroupRequest {
             Self::Failed { .. } => "Failed",
             Self::Committed { .. } => "Committed",
             Self::Reset { .. } => "Reset",
+            Self::Operate(_) => "Operate",
             Self::Describe { .. } => "Describe",
             Self::Configure { .. } => "Configure",
             Self::TopicChanged { .. } => "TopicChanged",

@@ -9,6 +9,7 @@ mod failure;
 mod handle;
 mod messages;
 mod offsets;
+mod operation;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ pub(crate) use failure::Failure;
 pub(crate) use handle::GroupHandle;
 pub(crate) use messages::{Answer, GroupRequest, Start};
 pub use messages::{GroupDescription, MemberDescription, QueueLag};
+pub(crate) use operation::{MoveOffsets, Operation};
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::mailbox::{Drain, Inbox};
@@ -51,6 +53,8 @@ pub(crate) struct GroupActor {
     deadline: Alarm,
     /// Leases of broadcasting members: one each, for all their queues.
     next_broadcast_lease: u64,
+    /// Whether an operator's write is under way: nothing else is handled before its outcome is known.
+    operating: bool,
 }
 
 struct Joined {
@@ -72,6 +76,7 @@ impl Actor for GroupActor {
 impl Supervised for GroupActor {
     fn restarting(&mut self, ctx: &mut Context<Self>) {
         self.deadline = Alarm::default();
+        self.operating = false;
         self.load(ctx);
         if let Some(at) = self.membership.next_deadline() {
             self.set_deadline(at, ctx);
@@ -106,6 +111,9 @@ impl Handler<Drain> for GroupActor {
             let Some(request) = self.inbox.pop() else { break };
             self.shared.probe(KIND, &self.name, request.name());
             self.handle_request(request, ctx);
+            if self.operating {
+                break;
+            }
         }
         self.write_offsets();
         if !self.inbox.rest() {
@@ -141,6 +149,7 @@ impl GroupActor {
             policy,
             deadline: Alarm::default(),
             next_broadcast_lease: 1,
+            operating: false,
         }
     }
 
@@ -232,6 +241,7 @@ impl GroupActor {
                 let _ = reply.send(Ok(self.offsets.committed(&OffsetOwner { queue, member: None })));
             }
             GroupRequest::Reset { queue, to, reply } => self.reset(queue, to, reply),
+            GroupRequest::Operate(operation) => self.operate(*operation, ctx),
             GroupRequest::Describe { reply } => {
                 let _ = reply.send(self.describe());
             }

@@ -141,6 +141,34 @@ impl Offsets {
         self.replies.push(reply);
     }
 
+    /// Whether members have progress of their own.
+    pub(super) fn is_broadcasting(&self) -> bool {
+        self.progress.keys().any(|owner| owner.member.is_some())
+    }
+
+    /// The progress in a queue after an operator has moved it; nothing is changed yet.
+    pub(super) fn moved(&self, owner: &OffsetOwner, to: QueueOffset, backwards: bool) -> Progress {
+        match self.progress.get(owner) {
+            Some(progress) if !backwards => {
+                let mut progress = progress.clone();
+                progress.commit(to);
+                progress
+            }
+            _ => Progress::starting_at(to),
+        }
+    }
+
+    /// Adds the row that keeps this progress to a batch that does more.
+    pub(super) fn put(&self, owner: &OffsetOwner, progress: &Progress, batch: &mut WriteBatch) {
+        let key = consumer_offset::key(&self.group, &owner.queue, owner.member.as_ref());
+        batch.put(&consumer_offset::TABLE, key, ConsumerOffsetRow::of(progress).encode());
+    }
+
+    /// Takes over progress that is stored already.
+    pub(super) fn adopt(&mut self, owner: OffsetOwner, progress: Progress) {
+        self.progress.insert(owner, progress);
+    }
+
     pub(super) fn committed(&self, owner: &OffsetOwner) -> Option<QueueOffset> {
         self.progress.get(owner).map(Progress::committed)
     }
@@ -183,8 +211,7 @@ impl Offsets {
 
     fn put_row(&self, owner: &OffsetOwner, batch: &mut WriteBatch) {
         if let Some(progress) = self.progress.get(owner) {
-            let key = consumer_offset::key(&self.group, &owner.queue, owner.member.as_ref());
-            batch.put(&consumer_offset::TABLE, key, ConsumerOffsetRow::of(progress).encode());
+            self.put(owner, progress, batch);
         }
     }
 

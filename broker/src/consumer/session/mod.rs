@@ -133,6 +133,20 @@ impl Session {
         }
     }
 
+    /// Passes over everything below `to`, which is done by an operator's word. What is outstanding stays with its
+    /// holder.
+    pub(crate) fn skip_to(&self, key: &QueueKey, lease: Lease, to: QueueOffset) {
+        let mut held = self.lock();
+        if let Some(queue) = held.queues.iter_mut().find(|q| q.key == *key && q.lease == lease) {
+            queue.progress.commit(to);
+            queue.ready.retain(|stored| stored.offset >= to);
+            queue.again.retain(|again| again.stored.offset >= to);
+            queue.next = queue.next.max(to);
+        }
+        drop(held);
+        self.signal.wake();
+    }
+
     /// Ends the session; whoever waits for a record is told why.
     pub(crate) fn close(&self, why: &str) {
         let mut held = self.lock();
@@ -229,6 +243,10 @@ impl Session {
         let fetched = shared.storage.engine().fetch(request);
         let mut held = self.lock();
         let Some(queue) = held.queues.iter_mut().find(|q| q.key == key && q.lease == lease) else { return Ok(None) };
+        if queue.next != from {
+            // It was moved on meanwhile.
+            return Ok(None);
+        }
         let fetch = match fetched {
             Ok(fetch) => fetch,
             Err(error) => return queue.after_failed_fetch(error, shared, from),
@@ -264,6 +282,8 @@ impl Session {
         at: Timestamp,
     ) -> Option<Settled> {
         self.settle(claim, |queue| {
+            // One that was passed over meanwhile is done.
+            let records = records.filter(|stored| !queue.progress.is_acked(stored.offset));
             queue.again.extend(records.map(|stored| Again { at, stored, redeliveries: redeliveries + 1 }));
         })
     }
