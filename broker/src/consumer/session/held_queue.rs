@@ -87,6 +87,14 @@ impl HeldQueue {
         if self.next < until { QueuePlan::Fetch { from: self.next, until } } else { QueuePlan::Wait(soonest) }
     }
 
+    /// Passes over everything below `to` that is not outstanding.
+    pub(super) fn skip_to(&mut self, to: QueueOffset) {
+        self.progress.commit(to);
+        self.ready.retain(|stored| stored.offset >= to);
+        self.again.retain(|again| again.stored.offset >= to);
+        self.next = self.next.max(to);
+    }
+
     /// Marks what a fetch passed over as done; returns the ranges that the group does not know of yet.
     pub(super) fn settle_skipped(&mut self, fetched: Range<QueueOffset>) -> Vec<Range<QueueOffset>> {
         let mut at = fetched.start;

@@ -138,10 +138,7 @@ impl Session {
     pub(crate) fn skip_to(&self, key: &QueueKey, lease: Lease, to: QueueOffset) {
         let mut held = self.lock();
         if let Some(queue) = held.queues.iter_mut().find(|q| q.key == *key && q.lease == lease) {
-            queue.progress.commit(to);
-            queue.ready.retain(|stored| stored.offset >= to);
-            queue.again.retain(|again| again.stored.offset >= to);
-            queue.next = queue.next.max(to);
+            queue.skip_to(to);
         }
         drop(held);
         self.signal.wake();
