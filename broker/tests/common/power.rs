@@ -1,11 +1,11 @@
 //! An engine in memory that claims to be durable: its store can be crashed, which loses what was not synced. It can
-//! also be told to panic.
+//! also be told to panic, or to forget the rows of a table: a planted bug that tests have to find.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use cuemq::storage_api::batch::{Applied, WriteBatch};
+use cuemq::storage_api::batch::{Applied, WriteBatch, WriteOperation};
 use cuemq::storage_api::engine::{Capabilities, Fetch, FetchRequest, KeyQuery, Maintenance, Row};
 use cuemq::storage_api::fault::Operation;
 use cuemq::storage_api::{LocatedRecord, LogPosition, Mark, Result, Table};
@@ -13,10 +13,29 @@ use cuemq::{Engine, MemoryEngine, QueueKey, QueueOffset, Timestamp};
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct PowerEngine(pub(crate) MemoryEngine, pub(crate) PanicAt);
+pub(crate) struct PowerEngine(pub(crate) MemoryEngine, pub(crate) PanicAt, pub(crate) Forgets);
 
 /// The operation that panics, if any.
 pub(crate) type PanicAt = Arc<Mutex<Option<Operation>>>;
+
+/// The table whose rows are not stored, if any.
+pub(crate) type Forgets = Option<&'static str>;
+
+/// The same batch without what it puts into a table.
+fn without(forgotten: &str, batch: WriteBatch) -> WriteBatch {
+    let mut rest = WriteBatch::new(batch.stored_at());
+    for operation in batch.into_operations() {
+        match operation {
+            WriteOperation::Append { queue, records } => drop(rest.append_all(&queue, records)),
+            WriteOperation::Put { table, .. } if table.as_str() == forgotten => {}
+            WriteOperation::Put { table, key, value } => drop(rest.put(&table, key, value)),
+            WriteOperation::Delete { table, key } => drop(rest.delete(&table, key)),
+            WriteOperation::Trim { queue, before } => drop(rest.trim(&queue, before)),
+            WriteOperation::PutPlaced { .. } => panic!("the planted bug is for runs that name no places"),
+        }
+    }
+    rest
+}
 
 impl PowerEngine {
     fn may_panic(&self, operation: Operation) {
@@ -32,7 +51,10 @@ impl Engine for PowerEngine {
 
     fn apply(&self, batch: WriteBatch) -> Result<Applied> {
         self.may_panic(Operation::Apply);
-        self.0.apply(batch)
+        self.0.apply(match self.2 {
+            Some(table) => without(table, batch),
+            None => batch,
+        })
     }
 
     fn sync(&self) -> Result<Mark> {

@@ -13,7 +13,7 @@ use cuemq_storage_mmap::{MmapEngine, MmapSettings};
 use tempfile::TempDir;
 
 use super::counting::CountingEngine;
-use super::power::{PanicAt, PowerEngine};
+use super::power::{Forgets, PanicAt, PowerEngine};
 
 /// Which engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,13 +31,26 @@ pub(crate) struct Store {
     pub(crate) faults: Faults,
     memory: MemoryStore,
     panic_at: PanicAt,
+    forgets: Forgets,
     directory: Mutex<TempDir>,
 }
 
 impl Store {
     pub(crate) fn new(kind: Kind) -> Self {
         let directory = Mutex::new(tempfile::tempdir().unwrap());
-        Self { kind, faults: Faults::new(), memory: MemoryStore::new(), panic_at: PanicAt::default(), directory }
+        Self {
+            kind,
+            faults: Faults::new(),
+            memory: MemoryStore::new(),
+            panic_at: PanicAt::default(),
+            forgets: None,
+            directory,
+        }
+    }
+
+    /// A store in memory with a planted bug: what is put into a table is not kept.
+    pub(crate) fn forgetting(table: &'static str) -> Self {
+        Self { forgets: Some(table), ..Self::new(Kind::Power) }
     }
 
     /// What a broker over an opened engine is made with.
@@ -46,9 +59,11 @@ impl Store {
         let path = directory.path();
         match self.kind {
             Kind::Memory => self.broker_over(MemoryEngine::open(&self.memory).unwrap()),
-            Kind::Power => {
-                self.broker_over(PowerEngine(MemoryEngine::open(&self.memory).unwrap(), self.panic_at.clone()))
-            }
+            Kind::Power => self.broker_over(PowerEngine(
+                MemoryEngine::open(&self.memory).unwrap(),
+                self.panic_at.clone(),
+                self.forgets,
+            )),
             Kind::Mmap => self.broker_over(MmapEngine::open(path, mmap_settings()).unwrap()),
             Kind::Lsm => self.broker_over(LsmEngine::open(path, &lsm_settings()).unwrap()),
         }
