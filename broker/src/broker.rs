@@ -19,6 +19,7 @@ use crate::actors::topic::TopicHandle;
 use crate::builder::BrokerBuilder;
 use crate::clock::Clock;
 use crate::consumer::{ConsumerBuilder, PullConsumer};
+use crate::dead_letters::DeadLetters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::SHUTDOWN_PATIENCE;
 use crate::producer::Producer;
@@ -210,6 +211,14 @@ impl Broker {
             let text = format!("group {name} does not exist: a consumer of that name makes it");
             Error::new(ErrorKind::UnknownGroup, text)
         })
+    }
+
+    /// The dead letters of a group.
+    ///
+    /// # Errors
+    /// `UnknownGroup`; a failed read.
+    pub fn dead_letters(&self, group: &str) -> Result<DeadLetters> {
+        DeadLetters::new(Arc::clone(&self.keeper), self.group_handle(group)?)
     }
 
     /// A producer for a topic, which is created if it does not exist and the settings allow it.

@@ -6,6 +6,7 @@
 //! | send | [`Broker::producer`]: [`Producer::send`], [`enqueue`](Producer::enqueue), [`send_batch`](Producer::send_batch), [`send_with`](Producer::send_with), [`send_one_way`](Producer::send_one_way) |
 //! | consume as a group | [`Broker::consumer`]: [`Consumer::next`], [`run`](Consumer::run), [`spawn`](Consumer::spawn) |
 //! | read by offset | [`Broker::pull_consumer`]: [`PullConsumer::poll`], [`seek`](PullConsumer::seek), [`commit`](PullConsumer::commit) |
+//! | see to what could not be consumed | [`Delivery::retry_in`], [`fail`](Delivery::fail), [`reject`](Delivery::reject); [`Broker::dead_letters`]: [`DeadLetters::browse`], [`redrive`](DeadLetters::redrive), [`redrive_all`](DeadLetters::redrive_all), [`purge`](DeadLetters::purge) |
 //! | send later | [`Message::delay`], [`Message::delay_level`], [`Message::deliver_at`] |
 //! | send with a local transaction | [`Broker::transaction_producer`] |
 //! | connect actix actors of your own | [`Broker::gateway`] with [`Publish`], [`ConsumerBuilder::deliver_to`] with [`Deliver`] |
@@ -37,6 +38,7 @@ mod broker;
 mod builder;
 mod clock;
 mod consumer;
+mod dead_letters;
 mod domain;
 #[cfg(feature = "mmap")]
 mod engines;
@@ -63,9 +65,14 @@ pub use builder::BrokerBuilder;
 pub use clock::{Clock, ManualClock, Sleep};
 pub use consumer::{Batch, Consumer, ConsumerBuilder, Delivery, PullConsumer, Received, SeekTo, StartAt, WorkerHandle};
 pub use cuemq_storage_api::{Engine, FaultEngine, MemoryEngine, QueueId, QueueKey, QueueOffset, Timestamp};
+pub use dead_letters::{
+    ArrivalHook, Arrivals, DeadLetter, DeadLetters, LetterPage, LetterRef, Redrive, RedriveOptions, RedriveProgress,
+    RedriveTo,
+};
 pub use domain::assignment::AssignmentStrategy;
 pub use domain::audit::AuditAction;
 pub use domain::failure::DeadReason;
+pub use domain::letters::LetterFilter;
 pub use domain::offset_plan::{OffsetMove, ResetTo, Skip};
 pub use domain::retry::RetryPolicy;
 pub use error::{Error, ErrorKind, Rejected, Result};

@@ -43,6 +43,18 @@ pub const FETCH_MESSAGES: usize = 256;
 pub const FETCH_BYTES: usize = 4 << 20;
 /// Most acknowledgements that a group actor takes into one write.
 pub const MAX_ACK_DRAIN: usize = 8192;
+/// Most dead letters that are dealt with in one write.
+pub const MAX_LETTER_BATCH: usize = 256;
+/// Payload bytes of dead letters after which one write has enough of them.
+pub const MAX_LETTER_BATCH_BYTES: usize = 4 << 20;
+/// Most requests about a group's dead letters that wait for the one before.
+pub const MAX_WAITING_LETTER_REQUESTS: usize = 64;
+/// Most rows about dead letters that one write removes.
+pub const MAX_LETTER_ROWS_REMOVED: usize = 4096;
+/// Most dead letters that one page of browsing shows.
+pub const MAX_LETTERS_PER_PAGE: usize = 1000;
+/// Most dead letters that one page of browsing looks at; a page that ends there says where to go on.
+pub const MAX_LETTERS_EXAMINED: usize = 65_536;
 /// Most delayed messages that fire in one write.
 pub const MAX_FIRE_MESSAGES: usize = 256;
 /// Most payload bytes of delayed messages that fire in one write.

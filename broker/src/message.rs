@@ -34,6 +34,8 @@ pub(crate) const LAST_ERROR: &str = "__last_error";
 pub(crate) const DEAD_REASON: &str = "__dead_reason";
 /// When it did, in milliseconds.
 pub(crate) const DIED_AT: &str = "__died_at";
+/// The id under which a message was first stored that was sent again from the dead letters.
+pub(crate) const REDRIVEN_FROM: &str = "__redriven_from";
 /// When a message stops being of use, in milliseconds.
 pub(crate) const EXPIRES_AT: &str = "__expires_at";
 
@@ -128,6 +130,13 @@ impl Message {
     #[must_use]
     pub fn deliver_at(mut self, at: Timestamp) -> Self {
         self.extras_mut().delay = Some(Delay::Until(at));
+        self
+    }
+
+    /// Puts another body in place of the one it has.
+    #[must_use]
+    pub fn replace_body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
         self
     }
 

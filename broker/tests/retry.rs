@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use common::checker::{number_of, numbered};
 use common::store::Store;
-use common::{Settler, assert_nothing, manual_clock, next, read_all, soon, take, text};
-use cuemq::{Broker, Consumer, ErrorKind, ManualClock, Message, Received, RetryPolicy, TopicSpec};
+use common::{Settler, assert_nothing, manual_clock, next, pass, read_all, soon, take, text};
+use cuemq::{Broker, Consumer, ErrorKind, Message, Received, RetryPolicy, TopicSpec};
 
 on_every_engine!(
     sixteen_redeliveries_and_a_dead_letter,
@@ -29,15 +29,6 @@ const SCHEDULE_S: [u64; 16] = [10, 30, 60, 120, 180, 240, 300, 360, 420, 480, 54
 
 async fn join(broker: &Broker) -> Consumer {
     broker.consumer("group").subscribe("orders").build().await.unwrap()
-}
-
-/// Lets a pause pass: a millisecond before its end nothing has come, at its end the message does.
-async fn pause(settler: &mut Settler, clock: &ManualClock, consumer: &mut Consumer, pause: Duration) {
-    let almost = pause.saturating_sub(Duration::from_millis(1));
-    clock.advance(almost);
-    settler.settle().await;
-    assert_nothing(consumer, "not a millisecond early");
-    clock.advance(pause - almost);
 }
 
 /// What is the same for every delivery of one message.
@@ -75,7 +66,7 @@ async fn walk(store: &Store, restart_after: &[u32]) {
             broker = store.open_at(&clock).await;
             (settler, consumer) = (Settler::new(&broker, &clock).await, join(&broker).await);
         }
-        pause(&mut settler, &clock, &mut consumer, Duration::from_secs(seconds)).await;
+        pass(&mut settler, &clock, &mut consumer, Duration::from_secs(seconds)).await;
     }
     let last = next(&mut consumer).await;
     assert_eq!(last.attempts(), 16);
@@ -109,7 +100,7 @@ async fn a_pause_may_be_chosen(store: Store) {
     for wait in [3, 1, 100_000] {
         let wait = Duration::from_secs(wait);
         next(&mut consumer).await.retry_later(Some(wait)).await.unwrap();
-        pause(&mut settler, &clock, &mut consumer, wait).await;
+        pass(&mut settler, &clock, &mut consumer, wait).await;
     }
     let delivery = next(&mut consumer).await;
     assert_eq!(delivery.attempts(), 3);
@@ -134,7 +125,7 @@ async fn a_group_has_its_own_policy(store: Store) {
     let (mut settler, mut consumer) = (Settler::new(&broker, &clock).await, join(&broker).await);
     for _ in 0..2 {
         next(&mut consumer).await.retry_later(None).await.unwrap();
-        pause(&mut settler, &clock, &mut consumer, Duration::from_secs(5)).await;
+        pass(&mut settler, &clock, &mut consumer, Duration::from_secs(5)).await;
     }
     next(&mut consumer).await.retry_later(None).await.unwrap();
     assert_eq!(dead_letters(&broker).await.len(), 1, "the policy is kept with the group");

@@ -22,7 +22,7 @@ use cuemq::{Broker, BrokerState, Decision, ErrorKind, HalfMessage, Message, Publ
 use scenario::{Poison, play};
 
 /// Every message and every timer of every kind of actor.
-const POINTS: [(&str, &str); 31] = [
+const POINTS: [(&str, &str); 33] = [
     ("delay", "Alarm"),
     ("delay", "Fired"),
     ("delay", "Schedule"),
@@ -40,6 +40,8 @@ const POINTS: [(&str, &str); 31] = [
     ("group", "Failed"),
     ("group", "Join"),
     ("group", "Leave"),
+    ("group", "Letters"),
+    ("group", "LettersHandled"),
     ("group", "Released"),
     ("group", "Reset"),
     ("group", "TopicChanged"),

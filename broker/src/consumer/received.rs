@@ -11,7 +11,7 @@ use crate::domain::failure::DeadReason;
 use crate::error::Result;
 use crate::message::{
     ATTEMPTS, DEAD_REASON, DIED_AT, FIRST_FAILED_AT, LAST_ERROR, MessageId, ORIGIN_ID, ORIGIN_OFFSET, ORIGIN_QUEUE,
-    ORIGIN_TOPIC, SYSTEM_PROPERTY_PREFIX, from_json,
+    ORIGIN_TOPIC, REDRIVEN_FROM, SYSTEM_PROPERTY_PREFIX, from_json,
 };
 
 /// A stored message. Body and attributes may be slices of a whole segment of the store: copy what is kept for long.
@@ -80,21 +80,21 @@ impl Received {
     /// The queue of [`topic`](Received::topic) in which it was first stored.
     #[must_use]
     pub fn origin_queue(&self) -> QueueId {
-        let queue = self.number_of_broker(ORIGIN_QUEUE).and_then(|number| QueueId::new(number).ok());
+        let queue = self.value_of_broker(ORIGIN_QUEUE).and_then(|number| QueueId::new(number).ok());
         queue.unwrap_or(self.queue.queue)
     }
 
     /// Its offset in that queue.
     #[must_use]
     pub fn origin_offset(&self) -> QueueOffset {
-        let offset = self.number_of_broker(ORIGIN_OFFSET).filter(|offset| *offset <= MAX_POSITION);
+        let offset = self.value_of_broker(ORIGIN_OFFSET).filter(|offset| *offset <= MAX_POSITION);
         offset.map_or(self.stored.offset, QueueOffset::new)
     }
 
     /// When a delivery of it failed for the first time; of dead letters and of what was retried.
     #[must_use]
     pub fn first_failed_at(&self) -> Option<Timestamp> {
-        self.number_of_broker(FIRST_FAILED_AT).map(Timestamp::from_millis)
+        self.value_of_broker(FIRST_FAILED_AT).map(Timestamp::from_millis)
     }
 
     /// What the consumer said of the last failure of which it said anything, up to 1 KiB of it.
@@ -112,7 +112,13 @@ impl Received {
     /// When it became a dead letter, if it is one.
     #[must_use]
     pub fn died_at(&self) -> Option<Timestamp> {
-        self.number_of_broker(DIED_AT).map(Timestamp::from_millis)
+        self.value_of_broker(DIED_AT).map(Timestamp::from_millis)
+    }
+
+    /// The id under which it was first stored before it became a dead letter that was sent to its topic again.
+    #[must_use]
+    pub fn redriven_from(&self) -> Option<MessageId> {
+        self.value_of_broker(REDRIVEN_FROM)
     }
 
     /// The body.
@@ -164,7 +170,7 @@ impl Received {
         self.stored.stored_at
     }
 
-    fn number_of_broker<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+    fn value_of_broker<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
         self.property_of_broker(name)?.parse().ok()
     }
 

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 mod codec;
 pub(crate) mod consumer_offset;
 pub(crate) mod counter;
+pub(crate) mod dead_letter;
 pub(crate) mod delay;
 pub(crate) mod group;
 pub(crate) mod half_message;

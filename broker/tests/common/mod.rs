@@ -147,6 +147,15 @@ pub(crate) fn assert_nothing(consumer: &mut Consumer, why: &str) {
     assert!(found.is_none(), "{why}: {:?}", found.map(|found| found.map(|delivery| delivery.id())));
 }
 
+/// Lets a pause pass: a millisecond before its end nothing has come, at its end the message does.
+pub(crate) async fn pass(settler: &mut Settler, clock: &ManualClock, consumer: &mut Consumer, pause: Duration) {
+    let almost = pause.saturating_sub(Duration::from_millis(1));
+    clock.advance(almost);
+    settler.settle().await;
+    assert_nothing(consumer, "not a millisecond early");
+    clock.advance(pause - almost);
+}
+
 /// Watches the delay scheduler: what was due at this moment of the clock has been moved once [`Settler::settle`] is
 /// through, because a message that is due now comes behind it.
 pub(crate) struct Settler {

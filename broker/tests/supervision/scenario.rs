@@ -165,6 +165,7 @@ pub(crate) async fn play(store: &Store, poison: &Poison) {
     consume(&mut walk, &mut first).await;
     pull_and_describe(&walk).await;
     delay(&mut walk).await;
+    reject_and_purge(&walk).await;
     transact(store, &mut walk).await;
     walk.again(async || broker.delete_topic("doomed").await).await;
     drop(first);
@@ -308,6 +309,25 @@ async fn delay(walk: &mut Walk) {
         walk.clock.advance(Duration::from_secs(1));
         until("the next delayed message", || count() == before + step).await;
     }
+}
+
+/// In a group of its own: what it refuses is thrown away.
+async fn reject_and_purge(walk: &Walk) {
+    let broker = walk.broker.clone();
+    let producer = walk.again(async || broker.producer("refused").await).await;
+    walk.again(async || producer.send_batch(vec![numbered(1), numbered(2)]).await).await;
+    let mut consumer = walk.again(async || broker.consumer("refusers").subscribe("refused").build().await).await;
+    let letters = broker.dead_letters("refusers").unwrap();
+    while letters.count().unwrap() < 2 {
+        if let Err(error) = soon("an answer", next(&mut consumer).await.reject("no")).await {
+            walk.mishap(&error);
+            walk.clock.advance(Duration::from_secs(1));
+        }
+    }
+    for offset in [0, 1] {
+        walk.again(async || letters.purge_one(QueueOffset::new(offset)).await).await;
+    }
+    assert_eq!(letters.count().unwrap(), 0);
 }
 
 async fn transact(store: &Store, walk: &mut Walk) {

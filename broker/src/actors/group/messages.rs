@@ -8,6 +8,7 @@ use cuemq_storage_api::{QueueKey, QueueOffset, Timestamp, TopicName};
 use tokio::sync::oneshot;
 
 use super::failure::Failure;
+use super::letters::LetterRequest;
 use super::operation::Operation;
 use crate::consumer::session::Session;
 use crate::domain::assignment::AssignmentStrategy;
@@ -41,6 +42,10 @@ pub(crate) enum GroupRequest {
     Fail(Box<Failure>),
     /// The copy of such a message is stored, and with it that the message is done.
     Failed { queue: QueueKey, offset: QueueOffset },
+    /// Dead letters are sent again or thrown away.
+    Letters(LetterRequest),
+    /// The write of such a request has an outcome.
+    LettersHandled,
     /// Where consumption of a queue stands; `None` when the group never read it.
     Committed { queue: QueueKey, reply: Answer<Option<QueueOffset>> },
     /// Sets where consumption goes on, forwards or back. Refused while a member holds the queue.
@@ -69,6 +74,8 @@ impl GroupRequest {
             Self::Acknowledge { .. } => "Acknowledge",
             Self::Fail(_) => "Fail",
             Self::Failed { .. } => "Failed",
+            Self::Letters(_) => "Letters",
+            Self::LettersHandled => "LettersHandled",
             Self::Committed { .. } => "Committed",
             Self::Reset { .. } => "Reset",
             Self::Operate(_) => "Operate",

@@ -7,6 +7,7 @@
 
 mod failure;
 mod handle;
+mod letters;
 mod messages;
 mod offsets;
 mod operation;
@@ -19,6 +20,7 @@ use cuemq_storage_api::{GroupName, QueueKey, Timestamp, TopicName, WriteBatch};
 
 pub(crate) use failure::Failure;
 pub(crate) use handle::GroupHandle;
+pub(crate) use letters::{Handled, LetterRequest, LetterToHandle, LetterToSend};
 pub(crate) use messages::{Answer, GroupRequest, Start};
 pub use messages::{GroupDescription, MemberDescription, QueueLag};
 pub(crate) use operation::{MoveOffsets, Operation};
@@ -36,6 +38,7 @@ use crate::limits::{MAX_ACK_DRAIN, MAX_MEMBERS, MAX_SUBSCRIPTIONS, REVOKE_PATIEN
 use crate::settings::Flush;
 use crate::shared::Shared;
 use crate::tables::group::{self, GroupRow};
+use letters::Letters;
 use offsets::{OffsetOwner, Offsets};
 
 pub(crate) const KIND: &str = "group";
@@ -48,6 +51,7 @@ pub(crate) struct GroupActor {
     membership: Membership,
     sessions: HashMap<MemberId, Joined>,
     offsets: Offsets,
+    letters: Letters,
     policy: RetryPolicy,
     /// Rings when a holder is cut off that has not released.
     deadline: Alarm,
@@ -140,6 +144,7 @@ impl GroupActor {
         let policy = row.retry.clone().at_most(shared.settings.max_redeliveries);
         Self {
             offsets: Offsets::new(group.clone()),
+            letters: Letters::default(),
             shared,
             group,
             name,
@@ -157,10 +162,12 @@ impl GroupActor {
     fn load(&mut self, ctx: &mut Context<Self>) {
         let storage = self.shared.storage.clone();
         let barrier = async move { storage.write_and_wait(WriteBatch::new(Timestamp::MIN), Flush::Buffered).await };
-        ctx.wait(barrier.into_actor(self).map(|_, actor, _| {
+        ctx.wait(barrier.into_actor(self).map(|_, actor: &mut Self, ctx: &mut Context<Self>| {
             if let Err(error) = actor.offsets.reload(&actor.shared) {
                 fail_start(&error);
             }
+            // A restart finds every write at its end, and nobody who tells of it.
+            actor.letters_handled(ctx);
         }));
     }
 
@@ -237,6 +244,8 @@ impl GroupActor {
             }
             GroupRequest::Fail(failure) => self.fail(*failure, ctx),
             GroupRequest::Failed { queue, offset } => self.failed(queue, offset),
+            GroupRequest::Letters(request) => self.handle_letters(request, ctx),
+            GroupRequest::LettersHandled => self.letters_handled(ctx),
             GroupRequest::Committed { queue, reply } => {
                 let _ = reply.send(Ok(self.offsets.committed(&OffsetOwner { queue, member: None })));
             }
