@@ -8,6 +8,7 @@
 //! | read by offset | [`Broker::pull_consumer`]: [`PullConsumer::poll`], [`seek`](PullConsumer::seek), [`commit`](PullConsumer::commit) |
 //! | see to what could not be consumed | [`Delivery::retry_in`], [`fail`](Delivery::fail), [`reject`](Delivery::reject); [`Broker::dead_letters`]: [`DeadLetters::browse`], [`redrive`](DeadLetters::redrive), [`redrive_all`](DeadLetters::redrive_all), [`purge`](DeadLetters::purge) |
 //! | send later | [`Message::delay`], [`Message::delay_level`], [`Message::deliver_at`] |
+//! | take a delayed message back, or move it | [`Producer::recall`], [`reschedule`](Producer::reschedule) by [`Receipt::scheduled`] |
 //! | send with a local transaction | [`Broker::transaction_producer`] |
 //! | connect actix actors of your own | [`Broker::gateway`] with [`Publish`], [`ConsumerBuilder::deliver_to`] with [`Deliver`] |
 //! | look messages up | [`Broker::message`], [`messages`](Broker::messages), [`find_by_key`](Broker::find_by_key), [`query`](Broker::query) |
@@ -48,6 +49,7 @@ mod offset_plan;
 mod producer;
 mod query;
 mod runtime;
+mod scheduled;
 mod settings;
 mod shared;
 mod state;
@@ -80,6 +82,7 @@ pub use message::{AckLevel, Message, MessageId, Receipt};
 pub use offset_plan::OffsetPlan;
 pub use producer::{PendingReceipt, Producer};
 pub use query::{Cursor, Page, Query};
+pub use scheduled::{Recalled, Rescheduled, ScheduledId};
 pub use settings::{BrokerSettings, Flush, InvalidSetting, TopicSpec};
 pub use shared::ProbePoint;
 pub use state::BrokerState;

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::MAX_PROPERTIES_BYTES;
+use crate::scheduled::ScheduledId;
 
 /// Names of properties that the broker keeps for itself begin so.
 pub(crate) const SYSTEM_PROPERTY_PREFIX: &str = "__";
@@ -317,6 +318,9 @@ pub struct Receipt {
     pub offset: Option<QueueOffset>,
     /// The message's id; `None` for a delayed message until it is due.
     pub id: Option<MessageId>,
+    /// Names a delayed message until it is due: it can be [recalled](crate::Producer::recall) or
+    /// [moved](crate::Producer::reschedule) by this. `None` for one that is not delayed.
+    pub scheduled: Option<ScheduledId>,
     /// What the message survives.
     pub level: AckLevel,
 }

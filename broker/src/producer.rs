@@ -16,6 +16,7 @@ use crate::admission::Taken;
 use crate::broker::Keeper;
 use crate::error::{Error, ErrorKind, Rejected, Result};
 use crate::message::{Delay, Message, Receipt};
+use crate::scheduled::{self, Recalled, Rescheduled, ScheduledId};
 
 /// Chooses the queue of a message: gets the message and the number of queues, returns a queue number.
 type Selector = Arc<dyn Fn(&Message, u32) -> u32 + Send + Sync>;
@@ -143,6 +144,22 @@ impl Producer {
             chosen[0].send_batch(shared, records, bytes, taken)
         };
         poll_fn(|cx| ticket.poll_receipts(cx)).await
+    }
+
+    /// Takes a delayed message back; see [`Broker::recall`](crate::Broker::recall). Any producer of the broker can.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn recall(&self, id: &ScheduledId) -> Result<Recalled> {
+        scheduled::recall(self.keeper.shared(), *id).await
+    }
+
+    /// Gives a delayed message another time; see [`Broker::reschedule`](crate::Broker::reschedule).
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn reschedule(&self, id: &ScheduledId, at: Timestamp) -> Result<Rescheduled> {
+        scheduled::reschedule(self.keeper.shared(), *id, at).await
     }
 
     fn batch_records(&self, messages: Vec<Message>) -> Result<Vec<Record>> {

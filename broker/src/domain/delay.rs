@@ -113,7 +113,6 @@ impl DelaySchedule {
 
     /// Forgets a timer whose row was deleted. Whether it was in memory; one that [`due`](Self::due) has handed out
     /// is not.
-    #[allow(dead_code, reason = "no handle offers to cancel a delayed message yet")]
     pub(crate) fn cancel(&mut self, timer: TimerKey, out: &mut Vec<DelayEffect>) -> bool {
         if let Some(changes) = &mut self.refilling {
             changes.cancel(timer, self.max_in_memory);
@@ -186,7 +185,6 @@ impl Changes {
         }
     }
 
-    #[allow(dead_code, reason = "no handle offers to cancel a delayed message yet")]
     fn cancel(&mut self, timer: TimerKey, bound: usize) {
         self.cancelled.insert(timer);
         if self.cancelled.len() > bound {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use actix::Addr;
 
-use super::{DelayActor, DelayCommand, DelayRequest, KIND};
+use super::{ChangeRequest, DelayActor, DelayCommand, DelayRequest, KIND};
 use crate::actors::mailbox::Inbox;
 use crate::actors::supervisor::Identity;
 use crate::domain::delay::TimerKey;
@@ -51,6 +51,13 @@ impl DelayHandle {
         }
     }
 
+    /// Asks for a change of a message that waits.
+    pub(crate) fn change(&self, request: ChangeRequest) {
+        if let Err(DelayCommand::Change(request)) = self.inbox.push(DelayCommand::Change(request), &self.address) {
+            request.answer(Err(gone()));
+        }
+    }
+
     /// Tells of timers that are in storage by now. One that a scheduler which is gone does not hear of is read from
     /// storage by the next.
     pub(crate) fn stored(&self, timers: Vec<TimerKey>) {
@@ -74,12 +81,14 @@ impl DelayHandle {
 
 fn refuse_all(inbox: &Inbox<DelayCommand>) {
     for command in inbox.close() {
-        if let DelayCommand::Schedule(request) = command {
-            request.answer(Err(gone()));
+        match command {
+            DelayCommand::Schedule(request) => request.answer(Err(gone())),
+            DelayCommand::Change(request) => request.answer(Err(gone())),
+            DelayCommand::Stored(_) | DelayCommand::Fired(_) => {}
         }
     }
 }
 
 fn gone() -> Error {
-    Error::new(ErrorKind::NotStored, "the message was not stored: the delay scheduler has ended")
+    Error::new(ErrorKind::NotStored, "nothing was stored or changed: the delay scheduler has ended")
 }

@@ -7,6 +7,7 @@ use crate::admission::Permit;
 use crate::domain::delay::TimerKey;
 use crate::error::Result;
 use crate::message::{AckLevel, Receipt};
+use crate::scheduled::ScheduledId;
 use crate::settings::Flush;
 
 /// Every request and notice, in one order.
@@ -14,6 +15,8 @@ use crate::settings::Flush;
 pub(crate) enum DelayCommand {
     /// Stores a message until it is due.
     Schedule(Box<DelayRequest>),
+    /// Takes a message back that waits, or gives it another time.
+    Change(ChangeRequest),
     /// Timers that are in storage by now.
     Stored(Vec<TimerKey>),
     /// The write that moves these has an outcome.
@@ -34,11 +37,51 @@ pub(crate) struct DelayRequest {
     pub(crate) _permit: Permit,
 }
 
+/// See [`DelayCommand::Change`].
+#[derive(Debug)]
+pub(crate) struct ChangeRequest {
+    pub(crate) timer: TimerKey,
+    pub(crate) change: Change,
+    pub(crate) reply: oneshot::Sender<Result<Changed>>,
+    /// Held until the caller has its answer.
+    pub(crate) _permit: Permit,
+}
+
+/// What shall become of a message that waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Change {
+    /// It is never delivered.
+    Recall,
+    /// It is delivered at this time instead.
+    Reschedule(Timestamp),
+}
+
+/// What became of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Changed {
+    /// It is gone, and nobody has seen it.
+    Recalled,
+    /// It waits under this key now.
+    Rescheduled(TimerKey),
+    /// It did not wait any more.
+    NotWaiting,
+}
+
+impl ChangeRequest {
+    pub(super) fn answer(self, outcome: Result<Changed>) {
+        // A caller that has gone away does not need the answer.
+        let _ = self.reply.send(outcome);
+    }
+}
+
 impl DelayRequest {
     /// Tells the sender that the message waits safely for its time, or why not.
-    pub(super) fn answer(self, level: Result<AckLevel>) {
+    pub(super) fn answer(self, stored: Result<(ScheduledId, AckLevel)>) {
         let queue = self.queue.unwrap_or(QueueId::FIRST);
-        let receipt = level.map(|level| Receipt { topic: self.topic, queue, offset: None, id: None, level });
+        let receipt = stored.map(|(scheduled, level)| {
+            let topic = self.topic;
+            Receipt { topic, queue, offset: None, id: None, scheduled: Some(scheduled), level }
+        });
         // A sender that has gone away does not need the answer.
         let _ = self.reply.send(receipt);
     }

@@ -4,17 +4,18 @@
 //! batch that appends it to its queue and deletes the row. So nothing is lost or doubled by a crash, and a restart
 //! only has to read the table again. Supervised like all actors.
 
+mod change;
 mod handle;
 mod messages;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, WrapFuture};
 use cuemq_storage_api::{QueueKey, TopicName, WriteBatch};
 
 pub(crate) use handle::DelayHandle;
-pub(crate) use messages::{DelayCommand, DelayRequest};
+pub(crate) use messages::{Change, ChangeRequest, Changed, DelayCommand, DelayRequest};
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::mailbox::{Drain, Inbox};
@@ -22,6 +23,7 @@ use super::supervisor::fail_start;
 use crate::domain::delay::{DelayEffect, DelaySchedule, TimerKey};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_DELAYED_MESSAGES, MAX_DRAIN_BYTES, MAX_DRAIN_REQUESTS, MAX_FIRE_BYTES, MAX_FIRE_MESSAGES};
+use crate::scheduled::ScheduledId;
 use crate::settings::Flush;
 use crate::shared::Shared;
 use crate::storage::scan_rows;
@@ -38,10 +40,14 @@ pub(crate) struct DelayActor {
     effects: Vec<DelayEffect>,
     /// Requests taken from the inbox and not yet handed to storage.
     admitted: Vec<DelayRequest>,
+    /// Changes taken from the inbox and not yet handed to storage.
+    changes: Vec<ChangeRequest>,
     alarm: Alarm,
-    /// Handed to storage to be moved, outcome not known yet: their rows may still be there, and must not be moved
-    /// twice. Bounded by the rows of the table.
+    /// Handed to storage to be moved or taken back, outcome not known yet: their rows may still be there, and must not
+    /// be moved twice. Bounded by the rows of the table.
     firing: HashSet<TimerKey>,
+    /// Changes of messages that are among `firing`: each waits for that outcome. Bounded by their permits.
+    parked: HashMap<TimerKey, Vec<ChangeRequest>>,
 }
 
 impl Actor for DelayActor {
@@ -57,7 +63,8 @@ impl Supervised for DelayActor {
     fn restarting(&mut self, ctx: &mut Context<Self>) {
         self.alarm = Alarm::default();
         self.load(ctx);
-        if self.inbox.wake_after_restart() || !self.admitted.is_empty() {
+        let taken = !self.admitted.is_empty() || !self.changes.is_empty() || !self.parked.is_empty();
+        if self.inbox.wake_after_restart() || taken {
             ctx.notify(Drain);
         }
     }
@@ -69,6 +76,7 @@ impl Handler<Drain> for DelayActor {
     fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) {
         self.admit();
         self.store();
+        self.carry_out_changes();
         self.go_on(ctx);
         if !self.inbox.rest() {
             ctx.wait(tokio::task::yield_now().into_actor(self));
@@ -99,8 +107,10 @@ impl DelayActor {
             schedule,
             effects,
             admitted: Vec::new(),
+            changes: Vec::new(),
             alarm: Alarm::default(),
             firing: HashSet::new(),
+            parked: HashMap::new(),
         }
     }
 
@@ -110,6 +120,7 @@ impl DelayActor {
         ctx.wait(async move { storage.landed().await }.into_actor(self).map(|(), actor, ctx| {
             actor.effects.clear();
             actor.firing.clear();
+            actor.changes.extend(actor.parked.drain().flat_map(|(_, requests)| requests));
             actor.schedule = DelaySchedule::start(&mut actor.effects);
             actor.go_on(ctx);
         }));
@@ -117,13 +128,17 @@ impl DelayActor {
 
     fn admit(&mut self) {
         let mut bytes = 0;
-        while self.admitted.len() < MAX_DRAIN_REQUESTS && bytes < MAX_DRAIN_BYTES {
+        while self.admitted.len() + self.changes.len() < MAX_DRAIN_REQUESTS && bytes < MAX_DRAIN_BYTES {
             match self.inbox.pop() {
                 None => return,
                 Some(DelayCommand::Schedule(request)) => {
                     self.shared.probe(KIND, "scheduler", "Schedule");
                     bytes += request.record.payload_bytes();
                     self.admitted.push(*request);
+                }
+                Some(DelayCommand::Change(request)) => {
+                    self.shared.probe(KIND, "scheduler", "Change");
+                    self.changes.push(request);
                 }
                 Some(DelayCommand::Stored(timers)) => {
                     self.shared.probe(KIND, "scheduler", "Stored");
@@ -134,6 +149,7 @@ impl DelayActor {
                     self.shared.probe(KIND, "scheduler", "Fired");
                     for timer in timers {
                         self.firing.remove(&timer);
+                        self.changes.extend(self.parked.remove(&timer).into_iter().flatten());
                     }
                 }
             }
@@ -166,9 +182,10 @@ impl DelayActor {
             } else {
                 shared.delayed.subtract(count);
             }
-            for (_, request) in waiting {
-                let level = result.as_ref().map(|stored| stored.level).map_err(|error| error.get());
-                request.answer(level);
+            for (timer, request) in waiting {
+                let id = ScheduledId::new(shared.store_id, timer);
+                let stored = result.as_ref().map(|stored| (id, stored.level)).map_err(|error| error.get());
+                request.answer(stored);
             }
         });
     }

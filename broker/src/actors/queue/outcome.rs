@@ -153,6 +153,7 @@ impl Placed {
             queue: self.queue.queue,
             offset: Some(self.stored.appends[self.append].first.plus(index as u64)),
             id: Some(MessageId::new(self.store_id, self.stored.positions[self.first_position + index])),
+            scheduled: None,
             level: self.stored.level,
         }
     }

@@ -74,6 +74,7 @@ impl WaitingSpan {
                 queue: queue.queue,
                 offset: Some(stored.appends[part].first.plus(index as u64)),
                 id: Some(MessageId::new(store_id, stored.positions[first_position[part] + index])),
+                scheduled: None,
                 level: stored.level,
             }
         };

@@ -348,6 +348,7 @@ fn receipt(result: &WriteResult, target: Option<QueueKey>, store_id: u64) -> Fin
         queue: queue.queue,
         offset: Some(stored.appends[0].first),
         id: Some(MessageId::new(store_id, stored.positions[0])),
+        scheduled: None,
         level: stored.level,
     }))
 }

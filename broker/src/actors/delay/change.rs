@@ -1,0 +1,96 @@
+//! Taking back a message that waits, or giving it another time.
+//!
+//! Whether a message is delivered, taken back or moved is decided here, by the only writer of the table: its row is
+//! there and in nobody's hands, or the change is too late. While a write that has the row in its hands has no outcome
+//! yet, the change waits for that outcome.
+
+use cuemq_storage_api::WriteBatch;
+
+use super::{Change, ChangeRequest, Changed, DelayActor};
+use crate::domain::delay::TimerKey;
+use crate::error::Result;
+use crate::settings::Flush;
+use crate::tables::delay::{self as table, DelayOrigin, DelayRow};
+
+impl DelayActor {
+    /// Stores the changes that were admitted as one batch; each caller hears of its own once it is stored.
+    pub(super) fn carry_out_changes(&mut self) {
+        if self.changes.is_empty() {
+            return;
+        }
+        let mut batch = WriteBatch::new(self.shared.clock.now());
+        let (mut made, mut flush) = (Vec::with_capacity(self.changes.len()), Flush::Buffered);
+        for request in std::mem::take(&mut self.changes) {
+            let timer = request.timer;
+            if self.firing.contains(&timer) {
+                self.parked.entry(timer).or_default().push(request);
+                continue;
+            }
+            match self.make_change(timer, request.change, &mut batch) {
+                Ok(Some((changed, wanted))) => {
+                    if wanted == Flush::Durable {
+                        flush = Flush::Durable;
+                    }
+                    // A refill may read the row until the write has landed.
+                    self.firing.insert(timer);
+                    self.schedule.cancel(timer, &mut self.effects);
+                    made.push((request, changed));
+                }
+                Ok(None) => request.answer(Ok(Changed::NotWaiting)),
+                Err(error) => request.answer(Err(error)),
+            }
+        }
+        if !made.is_empty() {
+            self.write_changes(batch, flush, made);
+        }
+    }
+
+    /// Adds one change to a batch; `None` when the message does not wait.
+    fn make_change(&self, timer: TimerKey, change: Change, batch: &mut WriteBatch) -> Result<Option<(Changed, Flush)>> {
+        let key = table::key(timer);
+        let Some(value) = self.shared.storage.engine().get(&table::TABLE, &key)? else { return Ok(None) };
+        let row = DelayRow::decode(&value)?;
+        if row.origin != DelayOrigin::Send {
+            // Of a group or of a recurrence: nobody was given an id of it.
+            return Ok(None);
+        }
+        let flush = self.shared.topics.get(&row.topic).map_or(Flush::Durable, |topic| topic.flush());
+        batch.delete(&table::TABLE, key);
+        Ok(Some(match change {
+            Change::Recall => (Changed::Recalled, flush),
+            Change::Reschedule(due) => {
+                let moved = TimerKey::new(due, self.shared.take_number());
+                batch.put(&table::TABLE, table::key(moved), value);
+                (Changed::Rescheduled(moved), flush)
+            }
+        }))
+    }
+
+    fn write_changes(&self, batch: WriteBatch, flush: Flush, made: Vec<(ChangeRequest, Changed)>) {
+        let (me, shared) = (self.me.clone(), std::sync::Arc::clone(&self.shared));
+        self.shared.storage.write(batch, flush, move |result| {
+            let changed: Vec<TimerKey> = made.iter().map(|(request, _)| request.timer).collect();
+            let mut waiting = Vec::new();
+            match &result {
+                Ok(_) => {
+                    waiting.extend(made.iter().filter_map(|(_, changed)| match changed {
+                        Changed::Rescheduled(moved) => Some(*moved),
+                        Changed::Recalled | Changed::NotWaiting => None,
+                    }));
+                    shared.delayed.subtract(changed.len() - waiting.len());
+                }
+                // They wait as before.
+                Err(error) if error.get().is_certainly_not_applied() => waiting.extend(&changed),
+                Err(_) => {}
+            }
+            if let Some(delay) = me {
+                // First, so that whoever was answered finds the scheduler knowing.
+                delay.fired(changed);
+                delay.stored(waiting);
+            }
+            for (request, changed) in made {
+                request.answer(result.as_ref().map(|_| changed).map_err(|error| error.get()));
+            }
+        });
+    }
+}
