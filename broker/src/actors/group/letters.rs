@@ -234,6 +234,7 @@ fn receipts(queues: Vec<QueueKey>, stored: &Stored, store_id: u64) -> Vec<Receip
         queue: queue.queue,
         offset: Some(append.first),
         id: Some(MessageId::new(store_id, *position)),
+        scheduled: None,
         level: stored.level,
     };
     queues.into_iter().zip(places).map(receipt).collect()
