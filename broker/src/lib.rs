@@ -92,3 +92,8 @@ pub use transaction::{Decision, HalfMessage, Transaction, TransactionId, Transac
 #[cfg(all(doctest, feature = "mmap"))]
 #[doc = include_str!("../../README.md")]
 mod readme {}
+
+/// Runs the guide's programs as tests.
+#[cfg(all(doctest, feature = "mmap"))]
+#[doc = include_str!("../../docs/guide/retries-and-dead-letters.md")]
+mod guide_retries_and_dead_letters {}
