@@ -340,3 +340,90 @@ async fn each_message_dies_once_whatever_happens(store: Store) {
         die(&Store::new(store.kind), seed, &manual_clock()).await;
     }
 }
+
+// While a rejection is on its way to storage, nothing takes it back and nobody gives the same message up once more. Only
+// an engine that may stall leaves time for it.
+
+#[test]
+fn a_rejection_on_its_way_is_not_taken_back() {
+    common::run(acknowledgements_overtake_a_rejection(Store::new(Kind::Lsm)));
+}
+
+#[test]
+fn a_rejection_on_its_way_stays_the_only_one() {
+    common::run(a_holder_leaves_before_its_rejection_is_stored(Store::new(Kind::Lsm)));
+}
+
+async fn two_in_one_queue(broker: &Broker) -> Consumer {
+    let producer = broker.producer("orders").await.unwrap().with_selector(|_, _| 0);
+    for n in 0..2 {
+        producer.send(numbered(n)).await.unwrap();
+    }
+    join(broker).await
+}
+
+async fn acknowledgements_overtake_a_rejection(store: Store) {
+    let broker = store.open().await;
+    let mut consumer = two_in_one_queue(&broker).await;
+    let (first, second) = (next(&mut consumer).await, next(&mut consumer).await);
+    broker.describe_group("group").await.unwrap();
+    let gate = store.faults.hold(Operation::Apply);
+    let mut rejecting = Box::pin(first.reject("no"));
+    assert!(futures_util::FutureExt::now_or_never(&mut rejecting).is_none());
+    gate.wait_for(1);
+    second.ack_soon();
+    broker.describe_group("group").await.unwrap();
+    // The rejection and one write more land; whatever follows is lost with the process.
+    gate.let_pass(1);
+    soon("the rejection", rejecting).await.unwrap();
+    gate.wait_for(1);
+    broker.describe_group("group").await.unwrap();
+    store.faults.fail(Operation::Apply, 1, Fault::LoseThenFail(StorageKind::Io));
+    drop(gate);
+    drop(consumer);
+    store.kill(broker).await;
+    store.faults.clear(Operation::Apply);
+    let broker = store.open().await;
+    let mut consumer = join(&broker).await;
+    while let Some(delivery) = futures_util::FutureExt::now_or_never(consumer.next()) {
+        assert_eq!(number_of(&delivery.unwrap()), 1, "what was rejected does not come again");
+    }
+    assert_eq!(open_letters(&broker).len(), 1);
+    broker.shutdown().await.unwrap();
+}
+
+async fn a_holder_leaves_before_its_rejection_is_stored(store: Store) {
+    let clock = manual_clock();
+    let broker = store.open_at(&clock).await;
+    let mut consumer = two_in_one_queue(&broker).await;
+    let (first, second) = (next(&mut consumer).await, next(&mut consumer).await);
+    broker.describe_group("group").await.unwrap();
+    let gate = store.faults.hold(Operation::Apply);
+    let mut rejecting = Box::pin(first.reject("no"));
+    assert!(futures_util::FutureExt::now_or_never(&mut rejecting).is_none());
+    gate.wait_for(1);
+    drop((consumer, second));
+    let mut other = join(&broker).await;
+    // It may be given the message meanwhile, and gives it up too.
+    let mut again = Vec::new();
+    while let Some(delivery) = futures_util::FutureExt::now_or_never(other.next()) {
+        again.push(delivery.unwrap());
+    }
+    drop(gate);
+    soon("the rejection", rejecting).await.unwrap();
+    for delivery in again {
+        let n = number_of(&delivery);
+        let outcome = soon("an answer", delivery.reject("no either")).await;
+        assert_eq!(outcome.map_err(|error| error.kind()).err(), (n == 0).then_some(ErrorKind::Stale), "message {n}");
+    }
+    clock.advance(Duration::from_secs(5));
+    while let Some(delivery) = futures_util::FutureExt::now_or_never(other.next()) {
+        let delivery = delivery.unwrap();
+        assert_eq!(number_of(&delivery), 1, "it is done");
+        delivery.reject("no either").await.unwrap();
+    }
+    let mut dead: Vec<_> = open_letters(&broker).iter().map(|letter| number_of(letter)).collect();
+    dead.sort_unstable();
+    assert_eq!(dead, [0, 1], "each once");
+    broker.shutdown().await.unwrap();
+}

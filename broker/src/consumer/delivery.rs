@@ -103,8 +103,8 @@ impl Delivery {
     /// own order is lost: later messages of the queue are not held back.
     ///
     /// # Errors
-    /// `Stale` when the message belongs to another member by now; `NotStored` or `Unknown` when the write failed, and
-    /// then the message comes again after a pause. A broadcasting group has no retry: `Invalid`. `Invalid` too for a
+    /// `Stale` when the message belongs to another member by now, or another has settled it; `NotStored` or `Unknown`
+    /// when the write failed, and then the message comes again after a pause. A broadcasting group has no retry: `Invalid`. `Invalid` too for a
     /// delay of more than 366 days.
     pub async fn retry_later(self, delay: Option<Duration>) -> Result<()> {
         self.give_up(FailureCause::Retry { delay, error: None }).await
@@ -153,11 +153,14 @@ impl Delivery {
             reply: sender,
         })));
         // Whoever gives up waiting, or meets an error, drops the delivery: then the message comes again.
-        receiver.await.unwrap_or_else(|_| Err(Error::lost("the retry")))?;
-        self.settled = true;
-        let settled = self.session.acknowledged(self.claim(), &[self.received.range()]);
-        release_if_free(&self.group, settled, self.claim());
-        Ok(())
+        let outcome = receiver.await.unwrap_or_else(|_| Err(Error::lost("the retry")));
+        // One that belongs to somebody else, or is done, does not come again here either.
+        if outcome.as_ref().map_or_else(|error| error.kind() == ErrorKind::Stale, |()| true) {
+            self.settled = true;
+            let settled = self.session.acknowledged(self.claim(), &[self.received.range()]);
+            release_if_free(&self.group, settled, self.claim());
+        }
+        outcome
     }
 
     /// Has this member deliver the message again after a pause; in an ordered consumer nothing of its queue overtakes it.

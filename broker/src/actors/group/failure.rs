@@ -14,7 +14,7 @@ use crate::domain::failed_copy::{FailedCopy, expires_at};
 use crate::domain::failure::{DeadReason, FailureCause, Verdict, judge};
 use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::message::MessageId;
 use crate::settings::Flush;
 use crate::tables::delay::{self, DelayOrigin, DelayRow};
@@ -76,6 +76,12 @@ impl GroupActor {
 
     fn failure_batch(&self, failure: &Failure) -> Result<(WriteBatch, Option<TimerKey>)> {
         let Failure { queue, stored, cause, .. } = failure;
+        let owner = OffsetOwner { queue: queue.clone(), member: None };
+        if self.offsets.is_done(&owner, stored.offset) {
+            // Whoever had the message before has given it up, and that was stored only after it was handed on.
+            let text = format!("message {} of queue {queue} is done already: nothing is left to do", stored.offset);
+            return Err(Error::new(ErrorKind::Stale, text));
+        }
         let now = self.shared.clock.now();
         let mut batch = WriteBatch::new(now);
         let mut timer = None;
@@ -102,7 +108,6 @@ impl GroupActor {
                 batch.append(&first_queue(TopicName::dead_letter_of(&self.group)), copy(Some(reason))?);
             }
         }
-        let owner = OffsetOwner { queue: queue.clone(), member: None };
         self.offsets.acknowledge_in(&owner, stored.offset, &mut batch);
         Ok((batch, timer))
     }

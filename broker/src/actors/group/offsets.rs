@@ -125,6 +125,11 @@ impl Offsets {
         batch.put(&consumer_offset::TABLE, key, ConsumerOffsetRow::of(&progress).encode());
     }
 
+    /// Whether a message is done, as far as is known.
+    pub(super) fn is_done(&self, owner: &OffsetOwner, offset: QueueOffset) -> bool {
+        self.progress.get(owner).is_some_and(|progress| progress.is_acked(offset))
+    }
+
     /// Takes in what a member has done, after requests of it were lost in a panic.
     pub(super) fn catch_up(&mut self, shared: &Shared, owner: &OffsetOwner, done: &Progress) -> Result<()> {
         let known = self.progress.entry(owner.clone()).or_default();
