@@ -137,6 +137,9 @@ impl RootActor {
         if let Some(retry) = &m.retry {
             retry.check()?;
         }
+        if let Some(strategy) = &m.strategy {
+            strategy.check()?;
+        }
         let stored = self.shared.storage.engine().get(&group::TABLE, &group::key(&m.name))?;
         let stored = stored.map(|row| GroupRow::decode(&row)).transpose()?;
         let mut row = stored.clone().unwrap_or_else(|| GroupRow {
@@ -145,7 +148,7 @@ impl RootActor {
             retry: RetryPolicy::default(),
             created_at: self.shared.clock.now(),
         });
-        row.strategy = m.strategy.unwrap_or(row.strategy);
+        row.strategy = m.strategy.clone().unwrap_or(row.strategy);
         row.retry = m.retry.clone().unwrap_or(row.retry);
         let changed = stored.as_ref() != Some(&row);
         Ok((row, changed))

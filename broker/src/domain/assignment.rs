@@ -1,11 +1,20 @@
 //! Which member of a consumer group gets which queues.
 
-use cuemq_storage_api::QueueKey;
+use std::collections::{BTreeMap, BTreeSet};
 
+use cuemq_storage_api::{InvalidInput, QueueId, QueueKey, TopicName};
+
+use super::member::check_name;
 use super::routing::stable_hash;
 
+/// Most queues that one strategy may name.
+pub(crate) const MAX_NAMED_QUEUES: usize = 3072;
+/// Most bytes of the topics, members and rooms that one strategy names, each counted once and with 3 bytes more than
+/// its text: what keeps a group's row within its bound.
+pub(crate) const MAX_STRATEGY_NAME_BYTES: usize = 12 << 10;
+
 /// How the queues of a topic are shared among the members of a consumer group.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub enum AssignmentStrategy {
     /// Neighbouring queues stay together and shares differ by at most one (RocketMQ's `AVG`).
     #[default]
@@ -16,15 +25,90 @@ pub enum AssignmentStrategy {
     /// move; shares are even on average only. Stable in itself; it does not repeat RocketMQ's `CONSISTENT_HASH`,
     /// which hashes broker names that this broker does not have.
     ConsistentHash,
+    /// Each queue goes to the member named here (RocketMQ's `CONFIG`). Queues that are not named, and those whose
+    /// member is not there, are shared as by averaging among all members, so that none is left unread. At most 3,072
+    /// queues; see [`configured`](Self::configured).
+    Configured(BTreeMap<QueueKey, String>),
+    /// Each queue stands in the room named here, and goes to the members that said they are in that room (RocketMQ's
+    /// `MACHINE_ROOM_NEARBY` over `AVG`). The queues of a room without a living member, and those without a room, are
+    /// shared among all members, room by room. At most 3,072 queues; see [`machine_room`](Self::machine_room).
+    MachineRoom(BTreeMap<QueueKey, String>),
+}
+
+impl AssignmentStrategy {
+    /// [`Configured`](Self::Configured) from topic, queue number and member.
+    ///
+    /// # Errors
+    /// Names a bad topic name or queue number. The names of members and the bounds are checked when the group is told.
+    pub fn configured<T: AsRef<str>, M: Into<String>>(
+        queues: impl IntoIterator<Item = (T, u32, M)>,
+    ) -> Result<Self, InvalidInput> {
+        named_queues(queues).map(Self::Configured)
+    }
+
+    /// [`MachineRoom`](Self::MachineRoom) from topic, queue number and room.
+    ///
+    /// # Errors
+    /// As [`configured`](Self::configured).
+    pub fn machine_room<T: AsRef<str>, R: Into<String>>(
+        queues: impl IntoIterator<Item = (T, u32, R)>,
+    ) -> Result<Self, InvalidInput> {
+        named_queues(queues).map(Self::MachineRoom)
+    }
+
+    /// Checks the bounds: at most 3072 named queues with 12 KiB of names.
+    ///
+    /// # Errors
+    /// Names the value and its bound.
+    pub(crate) fn check(&self) -> Result<(), InvalidInput> {
+        let (what, queues) = match self {
+            Self::Averaging | Self::Circle | Self::ConsistentHash => return Ok(()),
+            Self::Configured(queues) => ("member name", queues),
+            Self::MachineRoom(queues) => ("room name", queues),
+        };
+        if queues.len() > MAX_NAMED_QUEUES {
+            let text = format!("a strategy names {} queues: use at most {MAX_NAMED_QUEUES}", queues.len());
+            return Err(InvalidInput::new(text));
+        }
+        let topics: BTreeSet<&str> = queues.keys().map(|queue| queue.topic.as_str()).collect();
+        let names: BTreeSet<&str> = queues.values().map(String::as_str).collect();
+        names.iter().try_for_each(|name| check_name(what, name))?;
+        let bytes: usize = topics.iter().chain(&names).map(|name| name.len() + 3).sum();
+        if bytes > MAX_STRATEGY_NAME_BYTES {
+            let text = format!(
+                "a strategy's names take {bytes} bytes: use at most {MAX_STRATEGY_NAME_BYTES}, by shorter or fewer names"
+            );
+            return Err(InvalidInput::new(text));
+        }
+        Ok(())
+    }
+}
+
+fn named_queues<T: AsRef<str>, N: Into<String>>(
+    queues: impl IntoIterator<Item = (T, u32, N)>,
+) -> Result<BTreeMap<QueueKey, String>, InvalidInput> {
+    let named = |(topic, queue, name): (T, u32, N)| {
+        Ok((QueueKey::new(TopicName::new(topic.as_ref())?, QueueId::new(queue)?), name.into()))
+    };
+    queues.into_iter().map(named).collect()
+}
+
+/// A member among whom queues are shared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Candidate<'a> {
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// Where it stands, if it said so.
+    pub(crate) room: Option<&'a str>,
 }
 
 /// Shares queues among members. The answer has one share per member, in the members' order; every queue is in
 /// exactly one share, in the queues' order. Both lists must be sorted the same way on every call for equal answers.
 /// Without members there are no shares.
 #[must_use]
-pub(crate) fn assign<M: AsRef<str>>(
-    strategy: AssignmentStrategy,
-    members: &[M],
+pub(crate) fn assign(
+    strategy: &AssignmentStrategy,
+    members: &[Candidate<'_>],
     queues: &[QueueKey],
 ) -> Vec<Vec<QueueKey>> {
     if members.is_empty() {
@@ -34,6 +118,8 @@ pub(crate) fn assign<M: AsRef<str>>(
         AssignmentStrategy::Averaging => averaging(members.len(), queues),
         AssignmentStrategy::Circle => circle(members.len(), queues),
         AssignmentStrategy::ConsistentHash => consistent_hash(members, queues),
+        AssignmentStrategy::Configured(named) => configured(named, members, queues),
+        AssignmentStrategy::MachineRoom(rooms) => machine_room(rooms, members, queues),
     }
 }
 
@@ -54,16 +140,69 @@ fn circle(members: usize, queues: &[QueueKey]) -> Vec<Vec<QueueKey>> {
 }
 
 /// Rendezvous hashing: no ring, no virtual nodes to tune, and exactly the stability that a ring is used for.
-fn consistent_hash<M: AsRef<str>>(members: &[M], queues: &[QueueKey]) -> Vec<Vec<QueueKey>> {
+fn consistent_hash(members: &[Candidate<'_>], queues: &[QueueKey]) -> Vec<Vec<QueueKey>> {
     let mut shares = vec![Vec::new(); members.len()];
     for queue in queues {
         let highest = (0..members.len()).max_by_key(|index| {
-            let member = members[*index].as_ref();
+            let member = members[*index].name;
             (score(member, queue), member)
         });
         if let Some(index) = highest {
             shares[index].push(queue.clone());
         }
+    }
+    shares
+}
+
+/// Who is named gets the queue; the rest is shared by averaging.
+fn configured(
+    named: &BTreeMap<QueueKey, String>,
+    members: &[Candidate<'_>],
+    queues: &[QueueKey],
+) -> Vec<Vec<QueueKey>> {
+    let index: BTreeMap<&str, usize> = members.iter().enumerate().map(|(index, member)| (member.name, index)).collect();
+    let holder_of = |queue: &QueueKey| named.get(queue).and_then(|name| index.get(name.as_str()).copied());
+    let rest: Vec<QueueKey> = queues.iter().filter(|queue| holder_of(queue).is_none()).cloned().collect();
+    let mut holders: BTreeMap<&QueueKey, usize> = BTreeMap::new();
+    let shares = averaging(members.len(), &rest);
+    for (member, share) in shares.iter().enumerate() {
+        holders.extend(share.iter().map(|queue| (queue, member)));
+    }
+    in_order(members.len(), queues, |queue| holder_of(queue).or_else(|| holders.get(queue).copied()))
+}
+
+/// Each room's queues go to its members by averaging; those of a room that nobody is in go to everybody so.
+fn machine_room(
+    rooms: &BTreeMap<QueueKey, String>,
+    members: &[Candidate<'_>],
+    queues: &[QueueKey],
+) -> Vec<Vec<QueueKey>> {
+    let everybody: Vec<usize> = (0..members.len()).collect();
+    let mut members_of: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (index, member) in members.iter().enumerate() {
+        member.room.into_iter().for_each(|room| members_of.entry(room).or_default().push(index));
+    }
+    let mut queues_of: BTreeMap<Option<&str>, Vec<QueueKey>> = BTreeMap::new();
+    for queue in queues {
+        queues_of.entry(rooms.get(queue).map(String::as_str)).or_default().push(queue.clone());
+    }
+    let mut holders: BTreeMap<QueueKey, usize> = BTreeMap::new();
+    for (room, queues) in queues_of {
+        let among = room.and_then(|room| members_of.get(room)).unwrap_or(&everybody);
+        let shares = averaging(among.len(), &queues);
+        for (member, share) in among.iter().zip(shares) {
+            holders.extend(share.into_iter().map(|queue| (queue, *member)));
+        }
+    }
+    in_order(members.len(), queues, |queue| holders.get(queue).copied())
+}
+
+/// The shares that follow from who gets each queue.
+fn in_order(members: usize, queues: &[QueueKey], holder_of: impl Fn(&QueueKey) -> Option<usize>) -> Vec<Vec<QueueKey>> {
+    let mut shares = vec![Vec::new(); members];
+    for queue in queues {
+        let holder = holder_of(queue).expect("every queue has been given to somebody");
+        shares[holder].push(queue.clone());
     }
     shares
 }
@@ -78,101 +217,5 @@ fn score(member: &str, queue: &QueueKey) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use cuemq_storage_api::{QueueId, TopicName};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn queues(n: u32) -> Vec<QueueKey> {
-        let topic = TopicName::new("orders").unwrap();
-        (0..n).map(|id| QueueKey::new(topic.clone(), QueueId::new(id).unwrap())).collect()
-    }
-
-    fn members(n: usize) -> Vec<String> {
-        (0..n).map(|i| format!("c{i}")).collect()
-    }
-
-    fn ids(strategy: AssignmentStrategy, member_count: usize, queue_count: u32) -> Vec<Vec<u32>> {
-        assign(strategy, &members(member_count), &queues(queue_count))
-            .into_iter()
-            .map(|share| share.iter().map(|key| key.queue.get()).collect())
-            .collect()
-    }
-
-    /// RocketMQ's own documented outputs of `AllocateMessageQueueAveragely`.
-    #[test]
-    fn averaging_equals_rocketmq() {
-        let averaging = |m, q| ids(AssignmentStrategy::Averaging, m, q);
-        let sixteen = [vec![0, 1, 2, 3, 4, 5], vec![6, 7, 8, 9, 10], vec![11, 12, 13, 14, 15]];
-        assert_eq!(averaging(3, 16), sixteen);
-        assert_eq!(averaging(2, 5), [vec![0, 1, 2], vec![3, 4]]);
-        assert_eq!(averaging(2, 4), [vec![0, 1], vec![2, 3]]);
-        assert_eq!(averaging(4, 2), [vec![0], vec![1], vec![], vec![]]);
-        assert_eq!(averaging(3, 10), [vec![0, 1, 2, 3], vec![4, 5, 6], vec![7, 8, 9]]);
-    }
-
-    /// RocketMQ's own documented outputs of `AllocateMessageQueueAveragelyByCircle`.
-    #[test]
-    fn circle_equals_rocketmq() {
-        let circle = |m, q| ids(AssignmentStrategy::Circle, m, q);
-        let sixteen = [vec![0, 3, 6, 9, 12, 15], vec![1, 4, 7, 10, 13], vec![2, 5, 8, 11, 14]];
-        assert_eq!(circle(3, 16), sixteen);
-        assert_eq!(circle(2, 5), [vec![0, 2, 4], vec![1, 3]]);
-        assert_eq!(circle(4, 2), [vec![0], vec![1], vec![], vec![]]);
-    }
-
-    /// Written down once: a change would move queues of running groups at an upgrade.
-    #[test]
-    fn consistent_hash_is_written_down() {
-        let shares = ids(AssignmentStrategy::ConsistentHash, 3, 12);
-        assert_eq!(shares, [vec![2, 8, 10], vec![0, 1, 6, 9], vec![3, 4, 5, 7, 11]]);
-    }
-
-    #[test]
-    fn nobody_gets_nothing() {
-        assert!(ids(AssignmentStrategy::Averaging, 0, 4).is_empty());
-        assert_eq!(ids(AssignmentStrategy::ConsistentHash, 2, 0), [vec![], Vec::<u32>::new()]);
-    }
-
-    fn any_strategy() -> impl Strategy<Value = AssignmentStrategy> {
-        prop_oneof![
-            Just(AssignmentStrategy::Averaging),
-            Just(AssignmentStrategy::Circle),
-            Just(AssignmentStrategy::ConsistentHash)
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn every_queue_once_and_fair(strategy in any_strategy(), m in 1usize..20, q in 0u32..80) {
-            let shares = ids(strategy, m, q);
-            prop_assert_eq!(shares.len(), m);
-            let mut all: Vec<u32> = shares.iter().flatten().copied().collect();
-            all.sort_unstable();
-            prop_assert_eq!(all, (0..q).collect::<Vec<_>>());
-            prop_assert!(shares.iter().all(|share| share.is_sorted()));
-            if strategy != AssignmentStrategy::ConsistentHash {
-                let sizes: BTreeSet<usize> = shares.iter().map(Vec::len).collect();
-                prop_assert!(sizes.last().unwrap() - sizes.first().unwrap() <= 1);
-            }
-        }
-
-        #[test]
-        fn consistent_hash_moves_only_the_queues_of_the_one_who_left(m in 2usize..12, q in 1u32..60, gone in 0usize..12) {
-            let (all, queues) = (members(m), queues(q));
-            let left = &all[gone % m];
-            let rest: Vec<String> = all.iter().filter(|member| *member != left).cloned().collect();
-            let holders = |members: &[String]| -> BTreeMap<QueueKey, String> {
-                let shares = assign(AssignmentStrategy::ConsistentHash, members, &queues);
-                members.iter().zip(shares).flat_map(|(m, share)| share.into_iter().map(move |q| (q, m.clone()))).collect()
-            };
-            let after = holders(&rest);
-            for (queue, holder) in holders(&all) {
-                prop_assert!(holder == *left || after[&queue] == holder);
-            }
-        }
-    }
-}
+#[path = "assignment_tests.rs"]
+mod tests;

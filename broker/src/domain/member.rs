@@ -1,4 +1,4 @@
-//! The name of one consumer within its group.
+//! The name of one consumer within its group, and of where it stands.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,15 +18,7 @@ impl MemberId {
     /// # Errors
     /// Names the offending length or character.
     pub(crate) fn new(name: &str) -> Result<Self, InvalidInput> {
-        if name.is_empty() || name.len() > MAX_MEMBER_NAME_BYTES {
-            return Err(InvalidInput::new(format!(
-                "member name has {} bytes: use 1 to {MAX_MEMBER_NAME_BYTES}",
-                name.len()
-            )));
-        }
-        if let Some(bad) = name.chars().find(|c| c.is_control()) {
-            return Err(InvalidInput::new(format!("member name {name:?} contains {bad:?}: use printable characters")));
-        }
+        check_name("member name", name)?;
         Ok(Self(name.into()))
     }
 
@@ -37,10 +29,39 @@ impl MemberId {
     }
 }
 
-impl AsRef<str> for MemberId {
-    fn as_ref(&self) -> &str {
+/// The name of the place where a member stands: the same bounds as a member's name. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(crate) struct Room(Arc<str>);
+
+impl Room {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// Names the offending length or character.
+    pub(crate) fn new(name: &str) -> Result<Self, InvalidInput> {
+        check_name("room name", name)?;
+        Ok(Self(name.into()))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Checks the name of a member or a room: 1 to 255 bytes without control characters.
+///
+/// # Errors
+/// Names the offending length or character.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), InvalidInput> {
+    if name.is_empty() || name.len() > MAX_MEMBER_NAME_BYTES {
+        return Err(InvalidInput::new(format!("{what} has {} bytes: use 1 to {MAX_MEMBER_NAME_BYTES}", name.len())));
+    }
+    if let Some(bad) = name.chars().find(|c| c.is_control()) {
+        return Err(InvalidInput::new(format!("{what} {name:?} contains {bad:?}: use printable characters")));
+    }
+    Ok(())
 }
 
 impl fmt::Display for MemberId {
@@ -63,10 +84,11 @@ mod tests {
     fn names_are_checked_at_birth() {
         let long = "x".repeat(MAX_MEMBER_NAME_BYTES + 1);
         for bad in ["", "a\0b", "a\n", &long] {
-            assert!(MemberId::new(bad).is_err(), "{bad:?} must be refused");
+            assert!(MemberId::new(bad).is_err() && Room::new(bad).is_err(), "{bad:?} must be refused");
         }
         for good in ["192.168.1.2@4711#0", "消费者", &long[1..]] {
             assert_eq!(MemberId::new(good).unwrap().as_str(), good);
+            assert_eq!(Room::new(good).unwrap().as_str(), good);
         }
     }
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use cuemq_storage_api::{QueueKey, Timestamp, TopicName};
 
-use super::assignment::{AssignmentStrategy, assign};
-use super::member::MemberId;
+use super::assignment::{AssignmentStrategy, Candidate, assign};
+use super::member::{MemberId, Room};
 use super::routing::QueueCount;
 
 /// Numbers the grants of one group, rising: whoever acts under an older lease of a queue is refused.
@@ -23,7 +23,7 @@ use super::routing::QueueCount;
 pub(crate) struct Lease(pub(crate) u64);
 
 /// What is constant for the life of a group's membership.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct MembershipSettings {
     /// How the queues of each topic are shared.
     pub(crate) strategy: AssignmentStrategy,
@@ -88,6 +88,8 @@ pub(crate) struct StaleLease;
 pub(crate) struct Membership {
     settings: MembershipSettings,
     members: BTreeMap<MemberId, BTreeSet<TopicName>>,
+    /// Where those members stand that said so.
+    rooms: BTreeMap<MemberId, Room>,
     topics: BTreeMap<TopicName, QueueCount>,
     /// Who shall hold which queue. Kept, so that a release costs one look-up and not a new sharing of all queues.
     target: BTreeMap<QueueKey, MemberId>,
@@ -104,6 +106,7 @@ impl Membership {
         Self {
             settings,
             members: BTreeMap::new(),
+            rooms: BTreeMap::new(),
             topics: BTreeMap::new(),
             target: BTreeMap::new(),
             holdings: BTreeMap::new(),
@@ -112,7 +115,7 @@ impl Membership {
         }
     }
 
-    /// Takes a member in, or changes what it subscribes to. A topic without known queues counts once
+    /// Takes a member in, or changes what it subscribes to and where it stands. A topic without known queues counts once
     /// [`set_topic`](Self::set_topic) tells them.
     ///
     /// # Errors
@@ -121,6 +124,7 @@ impl Membership {
         &mut self,
         member: MemberId,
         topics: BTreeSet<TopicName>,
+        room: Option<Room>,
         now: Timestamp,
         out: &mut Vec<MembershipEffect>,
     ) -> Result<(), JoinRefused> {
@@ -131,6 +135,10 @@ impl Membership {
         if self.members.len() >= self.settings.max_members && !self.members.contains_key(&member) {
             return Err(JoinRefused::GroupFull(self.settings.max_members));
         }
+        match room {
+            Some(room) => self.rooms.insert(member.clone(), room),
+            None => self.rooms.remove(&member),
+        };
         self.members.insert(member, topics);
         self.rebalance(now, out);
         Ok(())
@@ -139,6 +147,7 @@ impl Membership {
     /// Lets a member go; what it held is free at once. An unknown member changes nothing.
     pub(crate) fn leave(&mut self, member: &MemberId, now: Timestamp, out: &mut Vec<MembershipEffect>) {
         if self.members.remove(member).is_some() {
+            self.rooms.remove(member);
             self.holdings.retain(|_, holding| holding.member != *member);
             self.rebalance(now, out);
         }
@@ -196,7 +205,8 @@ impl Membership {
         now: Timestamp,
         out: &mut Vec<MembershipEffect>,
     ) {
-        if std::mem::replace(&mut self.settings.strategy, strategy) != strategy {
+        if self.settings.strategy != strategy {
+            self.settings.strategy = strategy;
             self.rebalance(now, out);
         }
     }
@@ -315,7 +325,11 @@ impl Membership {
             let subscribed = self.members.iter().filter(|(_, topics)| topics.contains(topic));
             let members: Vec<&MemberId> = subscribed.map(|(member, _)| member).collect();
             let queues: Vec<QueueKey> = queues.ids().map(|id| QueueKey::new(topic.clone(), id)).collect();
-            let shares = assign(self.settings.strategy, &members, &queues);
+            let candidates: Vec<Candidate<'_>> = members
+                .iter()
+                .map(|member| Candidate { name: member.as_str(), room: self.rooms.get(*member).map(Room::as_str) })
+                .collect();
+            let shares = assign(&self.settings.strategy, &candidates, &queues);
             for (member, share) in members.into_iter().zip(shares) {
                 target.extend(share.into_iter().map(|queue| (queue, member.clone())));
             }

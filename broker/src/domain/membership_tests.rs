@@ -55,7 +55,7 @@ fn one_member_with_two_queues() -> Membership {
     let mut out = Vec::new();
     group.set_topic(topic(0), count(2), START, &mut out);
     assert_eq!(out, [], "nobody is there yet");
-    group.join(member(0), topics(&[0]), START, &mut out).unwrap();
+    group.join(member(0), topics(&[0]), None, START, &mut out).unwrap();
     assert_eq!(out, [grant(0, 0, 1), grant(0, 1, 2)]);
     group
 }
@@ -64,7 +64,7 @@ fn one_member_with_two_queues() -> Membership {
 fn a_queue_moves_in_two_steps() {
     let mut group = one_member_with_two_queues();
     let mut out = Vec::new();
-    group.join(member(1), topics(&[0]), START, &mut out).unwrap();
+    group.join(member(1), topics(&[0]), None, START, &mut out).unwrap();
     assert_eq!(out, [revoke(0, 1, 2), Deadline { at: LATER }]);
     assert_eq!(group.check(&queue(1), Lease(2)), Ok(()), "acknowledgements count until the release");
 
@@ -80,7 +80,7 @@ fn a_queue_moves_in_two_steps() {
 fn a_holder_that_leaves_needs_no_release() {
     let mut group = one_member_with_two_queues();
     let mut out = Vec::new();
-    group.join(member(1), topics(&[0]), START, &mut out).unwrap();
+    group.join(member(1), topics(&[0]), None, START, &mut out).unwrap();
     out.clear();
     group.leave(&member(0), START, &mut out);
     assert_eq!(out, [grant(1, 0, 3), grant(1, 1, 4)]);
@@ -93,7 +93,7 @@ fn a_holder_that_leaves_needs_no_release() {
 fn a_holder_that_does_not_release_is_fenced_at_the_deadline() {
     let mut group = one_member_with_two_queues();
     let mut out = Vec::new();
-    group.join(member(1), topics(&[0]), START, &mut out).unwrap();
+    group.join(member(1), topics(&[0]), None, START, &mut out).unwrap();
     out.clear();
     group.expire(Timestamp::from_millis(LATER.as_millis() - 1), &mut out);
     assert_eq!(out, [Deadline { at: LATER }], "too early: asks again");
@@ -110,7 +110,7 @@ fn a_holder_that_does_not_release_is_fenced_at_the_deadline() {
 fn a_revocation_is_not_taken_back() {
     let mut group = one_member_with_two_queues();
     let mut out = Vec::new();
-    group.join(member(1), topics(&[0]), START, &mut out).unwrap();
+    group.join(member(1), topics(&[0]), None, START, &mut out).unwrap();
     out.clear();
     group.leave(&member(1), START, &mut out);
     assert_eq!(out, [], "member 0 shall keep queue 1 after all, but is finishing it");
@@ -122,7 +122,7 @@ fn a_revocation_is_not_taken_back() {
 fn topics_go_to_their_subscribers_only() {
     let mut group = one_member_with_two_queues();
     let mut out = Vec::new();
-    group.join(member(1), topics(&[1]), START, &mut out).unwrap();
+    group.join(member(1), topics(&[1]), None, START, &mut out).unwrap();
     assert_eq!(out, []);
     group.set_topic(topic(1), count(1), START, &mut out);
     let other = QueueKey::new(topic(1), QueueId::FIRST);
@@ -147,17 +147,34 @@ fn a_topic_grows_while_it_is_consumed() {
 }
 
 #[test]
+fn a_room_keeps_its_queues_while_somebody_is_in_it() {
+    let mut group = one_member_with_two_queues();
+    let mut out = Vec::new();
+    let rooms = AssignmentStrategy::machine_room([(topic(0).as_str(), 0, "eu"), (topic(0).as_str(), 1, "us")]).unwrap();
+    group.set_strategy(rooms, START, &mut out);
+    assert_eq!(out, [], "nobody is in a room: member 0 keeps both");
+    group.join(member(1), topics(&[0]), Some(Room::new("eu").unwrap()), START, &mut out).unwrap();
+    assert_eq!(out, [revoke(0, 0, 1), Deadline { at: LATER }]);
+    out.clear();
+    group.released(&queue(0), Lease(1), &mut out).unwrap();
+    assert_eq!(out, [grant(1, 0, 3)]);
+    out.clear();
+    group.leave(&member(1), START, &mut out);
+    assert_eq!(out, [grant(0, 0, 4)], "a dead room's queues are everybody's");
+}
+
+#[test]
 fn a_group_is_bounded() {
     let mut group = Membership::new(settings(), Lease(7));
     let mut out = Vec::new();
     let wide = topics(&[0, 1, 2, 3]);
     let refused = JoinRefused::TooManySubscriptions { wanted: 4, limit: 3 };
-    assert_eq!(group.join(member(0), wide, START, &mut out), Err(refused));
+    assert_eq!(group.join(member(0), wide, None, START, &mut out), Err(refused));
     for n in 0..8 {
-        group.join(member(n), topics(&[0]), START, &mut out).unwrap();
+        group.join(member(n), topics(&[0]), None, START, &mut out).unwrap();
     }
-    assert_eq!(group.join(member(8), topics(&[0]), START, &mut out), Err(JoinRefused::GroupFull(8)));
-    group.join(member(3), topics(&[1]), START, &mut out).unwrap();
+    assert_eq!(group.join(member(8), topics(&[0]), None, START, &mut out), Err(JoinRefused::GroupFull(8)));
+    group.join(member(3), topics(&[1]), None, START, &mut out).unwrap();
     assert_eq!(group.members.len(), 8);
     assert_eq!(out, []);
 }
@@ -173,11 +190,22 @@ enum Step {
     Wait(u64),
 }
 
+/// A strategy that names one queue of each topic.
+fn named<E: std::fmt::Debug>(
+    queue: u32,
+    name: &str,
+    of: impl Fn([(String, u32, String); 3]) -> Result<AssignmentStrategy, E>,
+) -> AssignmentStrategy {
+    of([0, 1, 2].map(|t| (topic(t).to_string(), queue, name.to_owned()))).unwrap()
+}
+
 fn any_step() -> impl Strategy<Value = Step> {
     let strategy = prop_oneof![
         Just(AssignmentStrategy::Averaging),
         Just(AssignmentStrategy::Circle),
-        Just(AssignmentStrategy::ConsistentHash)
+        Just(AssignmentStrategy::ConsistentHash),
+        (0u32..4, 0usize..6).prop_map(|(queue, m)| named(queue, &format!("m{m}"), AssignmentStrategy::configured)),
+        (0u32..4, 0usize..3).prop_map(|(queue, r)| named(queue, &format!("r{r}"), AssignmentStrategy::machine_room)),
     ];
     prop_oneof![
         4 => (0usize..6, prop::collection::vec(0usize..3, 0..3)).prop_map(|(m, t)| Step::Join(m, t)),
@@ -229,7 +257,10 @@ impl World {
     fn take(&mut self, group: &mut Membership, step: Step) {
         let (now, mut out) = (self.now, Vec::new());
         match step {
-            Step::Join(m, t) => group.join(member(m), topics(&t), now, &mut out).unwrap(),
+            Step::Join(m, t) => {
+                let room = (m % 4 < 3).then(|| Room::new(&format!("r{}", m % 4)).unwrap());
+                group.join(member(m), topics(&t), room, now, &mut out).unwrap();
+            }
             Step::Leave(m) => {
                 self.held.retain(|_, (holder, _)| *holder != member(m));
                 self.asked.retain(|queue, _| self.held.contains_key(queue));
@@ -294,7 +325,7 @@ fn a_recalled_queue_is_granted_anew_under_a_new_lease() {
 
     // One that is being handed over goes to the one who shall have it.
     out.clear();
-    group.join(member(1), topics(&[0]), START, &mut out).unwrap();
+    group.join(member(1), topics(&[0]), None, START, &mut out).unwrap();
     out.clear();
     assert_eq!(group.recall(&queue(1), &mut out).unwrap().lease, Lease(2));
     assert_eq!(out, [grant(1, 1, 4)]);
@@ -317,7 +348,7 @@ fn a_reserved_topic_belongs_to_its_holder_alone_until_it_is_given_back() {
     assert_eq!(out, [granted(1, 3)]);
 
     out.clear();
-    group.join(member(1), topics(&[0, 1]), START, &mut out).unwrap();
+    group.join(member(1), topics(&[0, 1]), None, START, &mut out).unwrap();
     group.leave(&member(0), START, &mut out);
     assert_eq!(out, [granted(0, 4)], "members come and go without getting any of it");
     out.clear();

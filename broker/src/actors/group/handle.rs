@@ -13,7 +13,7 @@ use super::{GroupActor, GroupRequest, KIND, Start};
 use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::supervisor::Identity;
 use crate::consumer::session::Session;
-use crate::domain::member::MemberId;
+use crate::domain::member::{MemberId, Room};
 use crate::domain::membership::Lease;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shared::Shared;
@@ -106,13 +106,19 @@ impl GroupHandle {
     }
 
     /// Asks to be taken in; from now on the session ends with the group's actor.
-    pub(crate) async fn join(&self, session: Arc<Session>, topics: BTreeSet<TopicName>, start: Start) -> Result<()> {
+    pub(crate) async fn join(
+        &self,
+        session: Arc<Session>,
+        topics: BTreeSet<TopicName>,
+        room: Option<Room>,
+        start: Start,
+    ) -> Result<()> {
         {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             waiting.retain(|known| known.strong_count() > 0);
             waiting.push(Arc::downgrade(&session));
         }
-        self.ask(|reply| GroupRequest::Join { session, topics, start, reply }).await
+        self.ask(|reply| GroupRequest::Join { session, topics, room, start, reply }).await
     }
 
     /// Asks and waits for the answer.

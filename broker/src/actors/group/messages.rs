@@ -12,7 +12,7 @@ use super::letters::LetterRequest;
 use super::operation::Operation;
 use crate::consumer::session::Session;
 use crate::domain::assignment::AssignmentStrategy;
-use crate::domain::member::MemberId;
+use crate::domain::member::{MemberId, Room};
 use crate::domain::membership::Lease;
 use crate::domain::progress::MAX_ACK_WINDOW;
 use crate::domain::retry::RetryPolicy;
@@ -25,7 +25,7 @@ pub(crate) type Answer<T> = oneshot::Sender<Result<T>>;
 #[derive(Debug)]
 pub(crate) enum GroupRequest {
     /// Takes a member in.
-    Join { session: Arc<Session>, topics: BTreeSet<TopicName>, start: Start, reply: Answer<()> },
+    Join { session: Arc<Session>, topics: BTreeSet<TopicName>, room: Option<Room>, start: Start, reply: Answer<()> },
     /// A member is gone; what it held is free. Named by its session, because its name may be somebody else's.
     Leave { session: Arc<Session> },
     /// A member has finished with a revoked queue.

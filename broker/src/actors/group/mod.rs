@@ -30,7 +30,7 @@ use super::mailbox::{Drain, Inbox};
 use super::supervisor::fail_start;
 use crate::consumer::session::{Granted, Session};
 use crate::domain::assignment::AssignmentStrategy;
-use crate::domain::member::MemberId;
+use crate::domain::member::{MemberId, Room};
 use crate::domain::membership::{Lease, Membership, MembershipEffect, MembershipSettings};
 use crate::domain::retry::RetryPolicy;
 use crate::error::{Error, ErrorKind, Result};
@@ -136,7 +136,7 @@ impl GroupActor {
         row: &GroupRow,
     ) -> Self {
         let settings = MembershipSettings {
-            strategy: row.strategy,
+            strategy: row.strategy.clone(),
             revoke_patience: REVOKE_PATIENCE,
             max_members: MAX_MEMBERS,
             max_subscriptions: MAX_SUBSCRIPTIONS,
@@ -227,8 +227,8 @@ impl GroupActor {
 
     fn handle_request(&mut self, request: GroupRequest, ctx: &mut Context<Self>) {
         match request {
-            GroupRequest::Join { session, topics, start, reply } => {
-                let joined = self.join(session, topics, start, ctx);
+            GroupRequest::Join { session, topics, room, start, reply } => {
+                let joined = self.join(session, topics, room, start, ctx);
                 let _ = reply.send(joined);
             }
             GroupRequest::Leave { session } => self.leave(&session, ctx),
@@ -269,6 +269,7 @@ impl GroupActor {
         &mut self,
         session: Arc<Session>,
         topics: BTreeSet<TopicName>,
+        room: Option<Room>,
         start: Start,
         ctx: &mut Context<Self>,
     ) -> Result<()> {
@@ -291,7 +292,7 @@ impl GroupActor {
                     self.membership.set_topic(topic.clone(), handle.queue_count(), now, &mut effects);
                 }
             }
-            let joined = self.membership.join(member.clone(), topics.clone(), now, &mut effects);
+            let joined = self.membership.join(member.clone(), topics.clone(), room, now, &mut effects);
             joined.map_err(|refused| Error::new(ErrorKind::Full, refused.to_string()))?;
         }
         let broadcasting = session.broadcasting;
