@@ -258,7 +258,7 @@ impl Broker {
     /// `Invalid` names a bad group name.
     pub async fn pull_consumer(&self, group: &str) -> Result<PullConsumer> {
         let name = GroupName::new(group)?;
-        let ensure = EnsureGroup { name, broadcasting: false, strategy: None, retry: None };
+        let ensure = EnsureGroup { name, broadcasting: false, strategy: None, retry: None, paused: None };
         let handle = self.keeper.group(ensure).await?;
         Ok(PullConsumer::new(Arc::clone(&self.keeper), handle))
     }
@@ -342,7 +342,7 @@ impl Keeper {
 
     /// A group's handle; the group is created if it does not exist, and changed if that is asked for.
     pub(crate) async fn group(&self, ensure: EnsureGroup) -> Result<Arc<GroupHandle>> {
-        let unchanged = ensure.strategy.is_none() && ensure.retry.is_none();
+        let unchanged = ensure.strategy.is_none() && ensure.retry.is_none() && ensure.paused.is_none();
         if let Some(handle) = self.shared.groups.get(&ensure.name).filter(|_| unchanged) {
             return Ok(handle);
         }
@@ -419,7 +419,12 @@ async fn quiesce(shared: &Shared) {
     shared.admission.drain().await;
     for (_, group) in shared.groups.all() {
         group.post(GroupRequest::Close { why: "the broker is shutting down".into() });
-        // An answer means that everything before it was handed to storage.
+        // An answer means that everything before it was handed to storage...
+        let _ = group.ask(|reply| GroupRequest::Describe { reply }).await;
+    }
+    // ...but for acknowledgements that wait for the outcome of a retry.
+    shared.storage.landed().await;
+    for (_, group) in shared.groups.all() {
         let _ = group.ask(|reply| GroupRequest::Describe { reply }).await;
     }
 }

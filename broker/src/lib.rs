@@ -12,7 +12,7 @@
 //! | send with a local transaction | [`Broker::transaction_producer`] |
 //! | connect actix actors of your own | [`Broker::gateway`] with [`Publish`], [`ConsumerBuilder::deliver_to`] with [`Deliver`] |
 //! | look messages up | [`Broker::message`], [`messages`](Broker::messages), [`find_by_key`](Broker::find_by_key), [`query`](Broker::query) |
-//! | administer | [`Broker::create_topic`], [`describe_topic`](Broker::describe_topic), [`delete_topic`](Broker::delete_topic), [`describe_group`](Broker::describe_group) |
+//! | administer | [`Broker::create_topic`], [`describe_topic`](Broker::describe_topic), [`delete_topic`](Broker::delete_topic), [`describe_group`](Broker::describe_group), [`pause_group`](Broker::pause_group) |
 //! | move a group's offsets | [`Broker::reset_group`], [`skip`](Broker::skip), then [`OffsetPlan::confirm`]; what was done: [`Broker::audit_log`] |
 //! | test with your own time | [`ManualClock`] |
 //!
@@ -46,6 +46,7 @@ mod engines;
 mod error;
 mod message;
 mod offset_plan;
+mod pause;
 mod producer;
 mod query;
 mod runtime;
@@ -76,6 +77,7 @@ pub use domain::audit::AuditAction;
 pub use domain::failure::DeadReason;
 pub use domain::letters::LetterFilter;
 pub use domain::offset_plan::{OffsetMove, ResetTo, Skip};
+pub use domain::order::Order;
 pub use domain::retry::RetryPolicy;
 pub use error::{Error, ErrorKind, Rejected, Result};
 pub use message::{AckLevel, Message, MessageId, Receipt};

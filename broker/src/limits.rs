@@ -37,6 +37,8 @@ pub const MAX_SUBSCRIPTIONS: usize = 64;
 pub const MAX_UNACKED_MESSAGES: usize = 1000;
 /// Most payload bytes that one consumer keeps ready or unacknowledged.
 pub const MAX_UNACKED_BYTES: usize = 16 << 20;
+/// Payload bytes of one queue that may be held back behind others of their sharding keys before no more is fetched.
+pub const MAX_HELD_BACK_BYTES: usize = 16 << 20;
 /// Records that one fetch of a consumer asks for.
 pub const FETCH_MESSAGES: usize = 256;
 /// Payload bytes that one fetch of a consumer asks for.

@@ -5,6 +5,8 @@
 #[macro_use]
 mod common;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -12,7 +14,9 @@ use std::time::Duration;
 use common::checker::{number_of, numbered};
 use common::store::Store;
 use common::{Settler, assert_nothing, manual_clock, next, pass, read_all, soon, take, text};
+use cuemq::storage_api::fault::Operation;
 use cuemq::{Broker, Consumer, ErrorKind, Message, Received, RetryPolicy, TopicSpec};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 
 on_every_engine!(
     sixteen_redeliveries_and_a_dead_letter,
@@ -22,6 +26,7 @@ on_every_engine!(
     a_handler_that_fails_is_retried,
     a_failure_in_order_blocks_its_queue_alone,
     without_redeliveries_the_first_failure_is_the_last,
+    an_acknowledgement_takes_no_retry_back,
 );
 
 /// RocketMQ's pauses, in seconds.
@@ -235,4 +240,65 @@ async fn without_redeliveries_the_first_failure_is_the_last(store: Store) {
     let mut broadcast = broadcast;
     assert_eq!(next(&mut broadcast).await.retry_later(None).await.unwrap_err().kind(), ErrorKind::Invalid);
     broker.shutdown().await.unwrap();
+}
+
+/// Of one queue some messages are retried and others acknowledged, all at once, and the process ends after each write.
+async fn an_acknowledgement_takes_no_retry_back(store: Store) {
+    for writes in 1..=6 {
+        let store = Store::new(store.kind);
+        let broker = store.open().await;
+        broker.create_topic(TopicSpec::new("orders").queues(1)).await.unwrap();
+        let producer = broker.producer("orders").await.unwrap();
+        for n in 0..7 {
+            producer.send(numbered(n)).await.unwrap();
+        }
+        let mut consumer = join(&broker).await;
+        // What joining wrote has landed with it.
+        take(&mut consumer, 1).await;
+        let mut deliveries = Vec::new();
+        for _ in 0..6 {
+            deliveries.push(next(&mut consumer).await);
+        }
+        let gate = store.faults.hold(Operation::Apply);
+        let mut waiting = FuturesUnordered::new();
+        for (n, delivery) in (1u64..).zip(deliveries) {
+            let settle: Pin<Box<dyn Future<Output = u64>>> = match n % 2 {
+                0 => Box::pin(async move {
+                    let retried = delivery.retry_later(Some(Duration::ZERO)).await;
+                    if retried.is_ok() { n } else { 100 }
+                }),
+                _ => Box::pin(async move { if delivery.ack().await.is_ok() { n } else { 100 } }),
+            };
+            waiting.push(settle);
+            // Each is asked for before the next one, and none is answered yet.
+            let _ = futures_util::FutureExt::now_or_never(waiting.next());
+        }
+        let mut settled = BTreeSet::new();
+        for _ in 0..writes {
+            gate.let_pass(1);
+            settled.extend(soon("an answer", waiting.next()).await);
+            while let Some(Some(more)) = futures_util::FutureExt::now_or_never(waiting.next()) {
+                settled.insert(more);
+            }
+            if waiting.is_empty() {
+                break;
+            }
+        }
+        store.kill_behind(broker, gate).await;
+        drop(waiting);
+        drop(consumer);
+        let broker = store.open().await;
+        let mut consumer = join(&broker).await;
+        let mut came = BTreeMap::new();
+        while let Some(again) = futures_util::FutureExt::now_or_never(consumer.next()) {
+            let again = again.unwrap();
+            *came.entry(number_of(&again)).or_insert(0) += 1;
+            again.ack().await.unwrap();
+        }
+        assert!(came.values().all(|times| *times == 1), "after {writes} writes: {came:?} came again");
+        for n in settled {
+            assert_eq!(came.contains_key(&n), n % 2 == 0, "after {writes} writes, message {n}: {came:?}");
+        }
+        broker.shutdown().await.unwrap();
+    }
 }

@@ -60,6 +60,8 @@ pub(crate) struct EnsureGroup {
     pub(crate) strategy: Option<AssignmentStrategy>,
     /// How it retries; `None` keeps what it has.
     pub(crate) retry: Option<RetryPolicy>,
+    /// Whether its members get nothing new; `None` keeps what is.
+    pub(crate) paused: Option<bool>,
 }
 
 impl RootActor {
@@ -146,10 +148,12 @@ impl RootActor {
             broadcasting: m.broadcasting,
             strategy: AssignmentStrategy::default(),
             retry: RetryPolicy::default(),
+            paused: false,
             created_at: self.shared.clock.now(),
         });
         row.strategy = m.strategy.clone().unwrap_or(row.strategy);
         row.retry = m.retry.clone().unwrap_or(row.retry);
+        row.paused = m.paused.unwrap_or(row.paused);
         let changed = stored.as_ref() != Some(&row);
         Ok((row, changed))
     }
@@ -327,7 +331,7 @@ impl Handler<EnsureGroup> for RootActor {
             }
             let Some(handle) = existing else { return Ok(actor.start_group(m.name, &row)) };
             if changed {
-                handle.post(GroupRequest::Configure { strategy: row.strategy, retry: row.retry });
+                handle.post(GroupRequest::Configure { strategy: row.strategy, retry: row.retry, paused: row.paused });
             }
             Ok(handle)
         };

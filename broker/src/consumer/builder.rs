@@ -40,7 +40,7 @@ pub struct ConsumerBuilder {
     member: Option<String>,
     room: Option<String>,
     subscriptions: Vec<(String, String)>,
-    ordered: bool,
+    order: Order,
     broadcasting: bool,
     start: StartAt,
     strategy: Option<AssignmentStrategy>,
@@ -58,7 +58,7 @@ impl ConsumerBuilder {
             member: None,
             room: None,
             subscriptions: Vec::new(),
-            ordered: false,
+            order: Order::default(),
             broadcasting: false,
             start: StartAt::default(),
             strategy: None,
@@ -96,12 +96,18 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Delivers each queue's messages one after the other: the next one comes when the one before is acknowledged,
-    /// and a message that failed comes again before any other of its queue.
+    /// Sets in which order this member gets the messages of a queue. Default: [`Order::Concurrent`].
     #[must_use]
-    pub fn ordered(mut self, ordered: bool) -> Self {
-        self.ordered = ordered;
+    pub fn order(mut self, order: Order) -> Self {
+        self.order = order;
         self
+    }
+
+    /// Delivers each queue's messages one after the other: short for [`order`](Self::order) with [`Order::Queue`], or,
+    /// when `false`, with [`Order::Concurrent`].
+    #[must_use]
+    pub fn ordered(self, ordered: bool) -> Self {
+        self.order(if ordered { Order::Queue } else { Order::Concurrent })
     }
 
     /// Gives every member all messages, instead of sharing the queues; each member has progress of its own.
@@ -161,14 +167,14 @@ impl ConsumerBuilder {
         }
         let name = GroupName::new(&self.group)?;
         let (strategy, retry) = (self.strategy, self.retry);
-        let ensure = EnsureGroup { name, broadcasting: self.broadcasting, strategy, retry };
+        let ensure = EnsureGroup { name, broadcasting: self.broadcasting, strategy, retry, paused: None };
         let group = self.keeper.group(ensure).await?;
         let mut topics: BTreeSet<TopicName> = filters.iter().map(|(topic, _)| topic.clone()).collect();
         if !self.broadcasting {
             topics.insert(TopicName::retry_of(group.name()));
         }
-        let order = if self.ordered { Order::Queue } else { Order::Concurrent };
-        let settings = SessionSettings { broadcasting: self.broadcasting, order, credit: Credit::CONSUMER, filters };
+        let (broadcasting, order, credit) = (self.broadcasting, self.order, Credit::CONSUMER);
+        let settings = SessionSettings { broadcasting, order, credit, filters };
         let session = Session::new(member, settings);
         let start = match self.start {
             StartAt::Earliest => Start::Earliest,

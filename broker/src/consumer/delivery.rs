@@ -15,6 +15,7 @@ use crate::actors::group::{Failure, GroupHandle, GroupRequest};
 use crate::broker::Keeper;
 use crate::domain::failure::FailureCause;
 use crate::domain::membership::Lease;
+use crate::domain::order::Order;
 use crate::domain::retry::LONGEST_RETRY_PAUSE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::REDELIVERY_PAUSE;
@@ -59,6 +60,12 @@ impl Delivery {
         Self { received, keeper, group, session, lease, redeliveries, settled: false }
     }
 
+    /// Whether a failed handling keeps the message in its place: the group's policy has it come again, and others of its
+    /// queue or key wait for it.
+    pub(super) fn comes_again_in_order(&self) -> bool {
+        self.session.order() != Order::Concurrent && self.received.attempts() < self.session.redeliveries()
+    }
+
     fn claim(&self) -> Claim<'_> {
         let bytes = self.received.stored().record.payload_bytes();
         Claim { key: self.received.queue(), lease: self.lease, records: 1, bytes }
@@ -99,8 +106,8 @@ impl Delivery {
 
     /// Has the message delivered again later, to any member: after `delay`, or after the pause that the group's
     /// retry policy sets for this attempt. The copy for the retry and the acknowledgement of this message are one
-    /// write. After the last redelivery the message becomes a dead letter in `%DLQ%group` instead. Only the group's
-    /// own order is lost: later messages of the queue are not held back.
+    /// write. After the last redelivery the message becomes a dead letter in `%DLQ%group` instead. The message gives up its
+    /// place in the order: later ones of its queue or key are not held back; [`again_after`](Delivery::again_after) keeps it.
     ///
     /// # Errors
     /// `Stale` when the message belongs to another member by now, or another has settled it; `NotStored` or `Unknown`
@@ -163,7 +170,7 @@ impl Delivery {
         outcome
     }
 
-    /// Has this member deliver the message again after a pause; in an ordered consumer nothing of its queue overtakes it.
+    /// Has this member deliver the message again after a pause; in order nothing of its queue or key overtakes it.
     pub fn again_after(mut self, pause: Duration) {
         self.comes_again_at(self.keeper.shared().clock.now().plus(pause));
     }

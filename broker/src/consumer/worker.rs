@@ -10,15 +10,14 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Consumer, Delivery, Received};
-use crate::domain::order::Order;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_UNACKED_MESSAGES, REDELIVERY_PAUSE};
 
 impl Consumer {
     /// Calls `handler` for every message, up to `concurrency` of them at a time, until the consumer is closed.
-    /// `Ok` acknowledges the message. `Err` has it delivered again: after the group's retry policy, or, in an ordered
-    /// consumer, after one second before anything else of its queue; after the last redelivery it becomes a dead
-    /// letter. A handler that panics counts as failed.
+    /// `Ok` acknowledges the message. `Err` has it delivered again: after the pause that the group's retry policy sets,
+    /// or, in order, after one second and before anything else of its queue or key; after the policy's last redelivery
+    /// it becomes a dead letter. A handler that panics counts as failed.
     ///
     /// # Errors
     /// Why there will be no more messages; `Closed` is the regular end.
@@ -43,8 +42,6 @@ impl Consumer {
         E: fmt::Display,
     {
         let concurrency = concurrency.clamp(1, MAX_UNACKED_MESSAGES);
-        let ordered = self.session.order() == Order::Queue;
-        let most = self.keeper.shared().settings.max_redeliveries;
         let mut running = FuturesUnordered::new();
         let mut stop = std::pin::pin!(stop.fuse());
         loop {
@@ -64,7 +61,7 @@ impl Consumer {
                 }
             };
             if let Some(delivery) = delivery {
-                running.push(handle(delivery, handler, ordered, most));
+                running.push(handle(delivery, handler));
             }
         }
         while running.next().await.is_some() {}
@@ -97,7 +94,7 @@ impl Consumer {
 }
 
 /// Handles one message and settles it by the outcome.
-async fn handle<H, F, E>(delivery: Delivery, handler: &H, ordered: bool, most_redeliveries: u32)
+async fn handle<H, F, E>(delivery: Delivery, handler: &H)
 where
     H: Fn(Received) -> F,
     F: Future<Output = std::result::Result<(), E>>,
@@ -112,7 +109,7 @@ where
     };
     let (queue, offset, attempts) = (delivery.queue().clone(), delivery.offset(), delivery.attempts());
     tracing::debug!(%queue, %offset, attempts, error = failed, "a handler failed");
-    if ordered && attempts < most_redeliveries {
+    if delivery.comes_again_in_order() {
         return delivery.again_after(REDELIVERY_PAUSE);
     }
     if let Err(error) = delivery.fail(failed).await {

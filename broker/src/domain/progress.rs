@@ -11,11 +11,12 @@ use std::ops::Range;
 
 use cuemq_storage_api::QueueOffset;
 
-/// How far beyond the committed offset messages are fetched and acknowledged. It also bounds the memory and the
-/// durable row of one queue: no more than half as many ranges fit in.
-pub(crate) const MAX_ACK_WINDOW: u64 = 4096;
+/// Most messages of one queue that are open below one that is done or fetched. How far these lie apart does not matter:
+/// one that is stuck keeps nothing from going on behind it.
+pub(crate) const MAX_OPEN_MESSAGES: u64 = 2048;
 
-/// Most ranges that one queue's progress can have: each is followed by a gap of at least one offset.
+/// Most ranges that one queue's progress can have, which bounds its memory and its durable row: each has at least one
+/// open message of its own before it.
 pub(crate) const MAX_ACKED_RANGES: usize = 2048;
 
 /// What an acknowledgement changed.
@@ -29,7 +30,7 @@ pub(crate) enum Acked {
     Again,
 }
 
-/// The offset lies at or beyond the end of the window, where nothing was delivered from.
+/// Too many messages are open below the offset: nothing was delivered from there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct BeyondWindow {
     /// The first offset beyond the window.
@@ -54,13 +55,15 @@ pub(crate) struct Progress {
     committed: QueueOffset,
     /// Start to end of acknowledged ranges; none touches another or `committed`, all lie within the window.
     acked: BTreeMap<QueueOffset, QueueOffset>,
+    /// How many offsets these ranges have together.
+    done: u64,
 }
 
 impl Progress {
     /// Everything below `committed` is done, nothing above.
     #[must_use]
     pub(crate) fn starting_at(committed: QueueOffset) -> Self {
-        Self { committed, acked: BTreeMap::new() }
+        Self { committed, acked: BTreeMap::new(), done: 0 }
     }
 
     /// Takes up stored progress. What lies above the log's end is cut off and reported: the messages there were lost
@@ -75,8 +78,9 @@ impl Progress {
         let mut stored = committed;
         for range in acked {
             stored = stored.max(range.end);
-            let within = range.start..range.end.min(log_end).min(progress.window_end());
-            progress.insert(within);
+            let within = range.start..range.end.min(log_end);
+            // One beyond the window was never written.
+            let _ = progress.ack_range(within);
         }
         (progress, (stored > log_end).then_some(Clamped { stored, log_end }))
     }
@@ -104,10 +108,11 @@ impl Progress {
         offset < self.committed || self.range_at(offset).is_some()
     }
 
-    /// The first offset that may not be fetched yet.
+    /// The first offset that may not be fetched yet: with everything below it fetched, as many messages would be open as
+    /// may be.
     #[must_use]
     pub(crate) fn window_end(&self) -> QueueOffset {
-        self.committed.plus(MAX_ACK_WINDOW)
+        self.committed.plus(self.done + MAX_OPEN_MESSAGES)
     }
 
     /// The first offset at or after `from` that is not acknowledged: where a fetch goes on after a restart.
@@ -120,7 +125,7 @@ impl Progress {
     /// Acknowledges one message.
     ///
     /// # Errors
-    /// When the offset is beyond the window; nothing has changed then.
+    /// When the offset lies beyond the window; nothing has changed then.
     pub(crate) fn ack(&mut self, offset: QueueOffset) -> Result<Acked, BeyondWindow> {
         self.ack_range(offset..offset.plus(1))
     }
@@ -129,9 +134,10 @@ impl Progress {
     /// error; an empty range is [`Acked::Again`].
     ///
     /// # Errors
-    /// When the range ends beyond the window; nothing has changed then.
+    /// When too many messages would be open below the range's end; nothing has changed then.
     pub(crate) fn ack_range(&mut self, range: Range<QueueOffset>) -> Result<Acked, BeyondWindow> {
-        if range.end > self.window_end() {
+        // Beyond the window everything is open but the range itself.
+        if range.end > self.window_end() && self.open_below_end_with(&range) > MAX_OPEN_MESSAGES {
             return Err(BeyondWindow { end: self.window_end() });
         }
         let before = self.committed;
@@ -158,6 +164,15 @@ impl Progress {
         *self = Self::starting_at(offset);
     }
 
+    /// How many offsets would be open below the end of a range that ends beyond all others, were it acknowledged.
+    fn open_below_end_with(&self, range: &Range<QueueOffset>) -> u64 {
+        let start = range.start.max(self.committed);
+        let from = self.range_at(start).map_or(start, |known| known.start);
+        let known = self.acked.range(from..).map(|(known, end)| end.get() - (*known).max(start).get());
+        let new = range.end.get().saturating_sub(start.get()).saturating_sub(known.sum());
+        range.end.get() - self.committed.get() - self.done - new
+    }
+
     /// Adds a range, merging it with its neighbours and with the committed offset; whether anything changed.
     fn insert(&mut self, range: Range<QueueOffset>) -> bool {
         let (mut start, mut end) = (range.start.max(self.committed), range.end);
@@ -171,12 +186,14 @@ impl Progress {
         }
         while let Some((after, after_end)) = self.acked.range(start..=end).next().map(|(s, e)| (*s, *e)) {
             self.acked.remove(&after);
+            self.done -= after_end.get() - after.get();
             end = end.max(after_end);
         }
         if start == self.committed {
             self.committed = end;
         } else {
             self.acked.insert(start, end);
+            self.done += end.get() - start.get();
         }
         true
     }
@@ -233,24 +250,40 @@ mod tests {
     }
 
     #[test]
-    fn the_window_follows_the_committed_offset() {
+    fn the_window_counts_what_is_open() {
         let mut progress = Progress::default();
-        let last = at(MAX_ACK_WINDOW - 1);
-        assert!(last < progress.window_end() && progress.window_end() == at(MAX_ACK_WINDOW));
-        assert_eq!(progress.ack(last), Ok(Acked::Kept));
-        let end = at(MAX_ACK_WINDOW);
-        assert_eq!(progress.ack(end), Err(BeyondWindow { end }));
+        let most = MAX_OPEN_MESSAGES;
+        assert_eq!(progress.window_end(), at(most));
+        assert_eq!(progress.ack(at(most - 1)), Ok(Acked::Kept), "2047 are open before it");
+        assert_eq!(progress.window_end(), at(most + 1), "and one more may be fetched");
+        assert_eq!(progress.ack(at(most + 1)), Ok(Acked::Kept), "2048 are open before it");
+        assert_eq!(progress.ack(at(most + 3)), Err(BeyondWindow { end: at(most + 2) }), "2049 would be");
+        assert_eq!(progress.ack_range(span(most + 2..3 * most)), Ok(Acked::Kept), "none of these is open");
         progress.ack(at(0)).unwrap();
-        assert_eq!(progress.ack(end), Ok(Acked::Kept));
+        assert_eq!(progress.ack(at(3 * most + 1)), Ok(Acked::Kept));
+    }
+
+    #[test]
+    fn one_stuck_message_stops_nothing() {
+        let mut progress = Progress::default();
+        for offset in 1..=20_000 {
+            assert!(at(offset) < progress.window_end());
+            assert_eq!(progress.ack(at(offset)), Ok(Acked::Kept));
+        }
+        assert_eq!(ranges(&progress), [(1, 20_001)]);
+        assert_eq!(progress.ack(at(0)), Ok(Acked::Advanced(at(20_001))));
+        assert_eq!(progress, Progress::starting_at(at(20_001)));
     }
 
     #[test]
     fn as_many_ranges_as_the_bound_says() {
         let mut progress = Progress::default();
-        for offset in (1..MAX_ACK_WINDOW).step_by(2) {
+        for offset in (1..2 * MAX_OPEN_MESSAGES).step_by(2) {
             progress.ack(at(offset)).unwrap();
         }
         assert_eq!(ranges(&progress).len(), MAX_ACKED_RANGES);
+        let next = 2 * MAX_OPEN_MESSAGES + 1;
+        assert_eq!(progress.ack(at(next)), Err(BeyondWindow { end: at(next - 1) }));
     }
 
     #[test]
@@ -337,6 +370,34 @@ mod tests {
                 let ranges = ranges(&progress);
                 prop_assert!(ranges.windows(2).all(|pair| pair[0].1 < pair[1].0), "merged: {:?}", ranges);
                 prop_assert!(ranges.iter().all(|(start, end)| *start > progress.committed().get() && start < end));
+            }
+        }
+    }
+
+    proptest! {
+        /// Of offsets that may lie far apart: refused is what would leave too many open below it, and nothing else.
+        #[test]
+        fn never_more_open_than_allowed(acks in prop::collection::vec((0u64..9000, 1u64..1500), 1..25), first in 0u64..3) {
+            let mut progress = Progress::starting_at(at(first));
+            let mut model: Vec<bool> = (0..11_000).map(|offset| offset < first).collect();
+            let open_below = |model: &[bool], end| model[..end].iter().filter(|done| !**done).count() as u64;
+            for (start, len) in acks {
+                let mut after = model.clone();
+                let (from, to) = (usize::try_from(start).unwrap(), usize::try_from(start + len).unwrap());
+                after[from..to].fill(true);
+                let end = after.iter().rposition(|done| *done).map_or(0, |last| last + 1);
+                let allowed = open_below(&after, end) <= MAX_OPEN_MESSAGES;
+                prop_assert_eq!(progress.ack_range(span(start..start + len)).is_ok(), allowed);
+                if allowed {
+                    model = after;
+                }
+                let window = usize::try_from(progress.window_end().get()).unwrap().min(model.len());
+                if window < model.len() {
+                    prop_assert_eq!(open_below(&model, window), MAX_OPEN_MESSAGES);
+                }
+                let end = at(u64::MAX >> 12);
+                let again = Progress::recover(progress.committed(), progress.acked_ranges(), end);
+                prop_assert_eq!(again, (progress.clone(), None));
             }
         }
     }

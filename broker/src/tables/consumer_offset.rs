@@ -151,7 +151,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::progress::MAX_ACK_WINDOW;
+    use crate::domain::progress::MAX_OPEN_MESSAGES;
     use crate::tables::codec::tests::hex;
 
     fn group(name: &str) -> GroupName {
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn the_largest_rows_and_keys_fit() {
         let mut progress = Progress::default();
-        for offset in (1..MAX_ACK_WINDOW).step_by(2) {
+        for offset in (1..2 * MAX_OPEN_MESSAGES).step_by(2) {
             progress.ack(QueueOffset::new(offset)).unwrap();
         }
         let row = ConsumerOffsetRow::of(&progress);

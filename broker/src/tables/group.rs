@@ -26,6 +26,8 @@ pub(crate) struct GroupRow {
     pub(crate) strategy: AssignmentStrategy,
     /// When failed messages come again; checked by [`RetryPolicy::check`] before it gets here.
     pub(crate) retry: RetryPolicy,
+    /// Whether its members get nothing new.
+    pub(crate) paused: bool,
     /// When the group was first seen.
     pub(crate) created_at: Timestamp,
 }
@@ -35,6 +37,7 @@ struct Fields {
     broadcasting: bool,
     strategy: StoredStrategy,
     retry: Retry,
+    paused: bool,
     created_at: i64,
 }
 
@@ -88,6 +91,7 @@ impl GroupRow {
             broadcasting: self.broadcasting,
             strategy: encode_strategy(&self.strategy),
             retry: encode_retry(&self.retry),
+            paused: self.paused,
             created_at: self.created_at.as_millis(),
         };
         encode(VERSION, &fields)
@@ -107,6 +111,7 @@ impl GroupRow {
             broadcasting: fields.broadcasting,
             strategy,
             retry,
+            paused: fields.paused,
             created_at: Timestamp::from_millis(fields.created_at),
         })
     }
@@ -194,7 +199,7 @@ mod tests {
     use crate::tables::codec::tests::hex;
 
     fn row(strategy: AssignmentStrategy, retry: RetryPolicy) -> GroupRow {
-        GroupRow { broadcasting: false, strategy, retry, created_at: Timestamp::from_millis(7) }
+        GroupRow { broadcasting: false, strategy, retry, paused: false, created_at: Timestamp::from_millis(7) }
     }
 
     #[test]
@@ -210,12 +215,12 @@ mod tests {
                 row(configured, fixed.clone()),
                 "0200030201610162020178017903\
               00fb2c0100010000010101020904\
-              0e",
+              000e",
             ),
-            (row(rooms, fixed.clone()), "02000401016101026575010000000209040e"),
-            (row(AssignmentStrategy::Averaging, schedule), "020000000201fb2c010e"),
-            (row(AssignmentStrategy::Circle, exponential), "020001010102030e"),
-            (row(AssignmentStrategy::ConsistentHash, fixed), "0200020209040e"),
+            (row(rooms, fixed.clone()), "0200040101610102657501000000020904000e"),
+            (row(AssignmentStrategy::Averaging, schedule), "020000000201fb2c01000e"),
+            (row(AssignmentStrategy::Circle, exponential), "02000101010203000e"),
+            (row(AssignmentStrategy::ConsistentHash, fixed), "020002020904000e"),
         ] {
             assert_eq!(hex(&row.encode()), bytes, "{row:?}");
             assert_eq!(GroupRow::decode(&row.encode()), Ok(row));
@@ -268,11 +273,12 @@ mod tests {
             pauses in prop::collection::vec(0u64..10_000_000, 0..30),
             strategy in any_strategy(),
             broadcasting: bool,
+            paused: bool,
             at: i64,
         ) {
             let retry = RetryPolicy::Schedule(pauses.into_iter().map(Duration::from_millis).collect());
             let created_at = Timestamp::from_millis(at);
-            let row = GroupRow { broadcasting, created_at, ..row(strategy, retry) };
+            let row = GroupRow { broadcasting, paused, created_at, ..row(strategy, retry) };
             prop_assert_eq!(GroupRow::decode(&row.encode()), Ok(row));
         }
 

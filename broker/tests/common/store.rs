@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cuemq::storage_api::MemoryStore;
-use cuemq::storage_api::fault::{Faults, Operation};
+use cuemq::storage_api::fault::{Faults, Gate, Operation};
 use cuemq::{AckLevel, Broker, BrokerBuilder, FaultEngine, ManualClock, MemoryEngine};
 use cuemq_storage_lsm::{LsmEngine, LsmSettings};
 use cuemq_storage_mmap::{MmapEngine, MmapSettings};
@@ -129,6 +129,16 @@ impl Store {
             Kind::Mmap | Kind::Lsm => self.copy_directory(),
         }
         // The old engine finds its store closed, or goes on in a directory that nobody looks at any more.
+        let _ = broker.shutdown().await;
+    }
+
+    /// As [`kill`](Self::kill), with writes waiting at a gate that never reach the store.
+    pub(crate) async fn kill_behind(&self, broker: Broker, gate: Gate) {
+        match self.kind {
+            Kind::Memory | Kind::Power => self.memory.crash(usize::MAX),
+            Kind::Mmap | Kind::Lsm => self.copy_directory(),
+        }
+        drop(gate);
         let _ = broker.shutdown().await;
     }
 

@@ -1,6 +1,7 @@
 //! A message that was not consumed: its copy for later, or its dead letter, and the acknowledgement of the original,
 //! in one write.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use actix::{AsyncContext, Context};
@@ -37,24 +38,64 @@ pub(crate) struct Failure {
     pub(crate) reply: Answer<()>,
 }
 
+/// Failures that wait for one of the same queue that is on its way to storage. Bounded by what members may have out.
+#[derive(Debug, Default)]
+pub(super) struct Failures(HashMap<QueueKey, VecDeque<Failure>>);
+
+impl Failures {
+    fn put_off(&mut self, failure: Failure) {
+        self.0.entry(failure.queue.clone()).or_default().push_back(failure);
+    }
+
+    fn next(&mut self, queue: &QueueKey) -> Option<Failure> {
+        let waiting = self.0.get_mut(queue)?;
+        let next = waiting.pop_front();
+        if waiting.is_empty() {
+            self.0.remove(queue);
+        }
+        next
+    }
+
+    /// Tells those who wait that nothing was done.
+    pub(super) fn refuse_all(&mut self, why: &str) {
+        for failure in self.take_all() {
+            let error = Error::new(ErrorKind::Closed, format!("the message was not failed: {why}"));
+            let _ = failure.reply.send(Err(error));
+        }
+    }
+
+    /// All of them, none of which has begun.
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Failure> {
+        std::mem::take(&mut self.0).into_values().flatten()
+    }
+}
+
 impl GroupActor {
     /// Has a message come again or become a dead letter, as the group's policy says, and acknowledges the original with
     /// the same write.
     pub(super) fn fail(&mut self, failure: Failure, ctx: &Context<Self>) {
-        // What changed before goes before: written behind this, an older row would take its acknowledgement back
-        // until the next write.
-        self.write_offsets();
+        let owner = OffsetOwner { queue: failure.queue.clone(), member: None };
+        if self.offsets.is_held(&owner) {
+            // One of this queue at a time: whether the one before is acknowledged is not known yet.
+            self.failures.put_off(failure);
+            return;
+        }
+        // What changed before goes before; what changes from now on waits for the outcome: written behind this, a row
+        // without its acknowledgement would take that back until the next write.
+        if self.offsets.has_changes(&owner) {
+            self.write_offsets();
+        }
         let Failure { holder, queue, .. } = &failure;
         let checked = holder.as_ref().map_or(Ok(()), |(member, lease)| self.check_lease(member, queue, *lease));
         match checked.and_then(|()| self.failure_batch(&failure)) {
             Ok((batch, timer)) => {
+                let hold = self.offsets.hold(owner);
                 let (shared, inbox, me) = (Arc::clone(&self.shared), Arc::clone(&self.inbox), ctx.address());
                 self.shared.storage.write(batch, Flush::Buffered, move |result| {
-                    if result.is_ok() {
-                        // Only now the original is done. A group that is gone reads that from storage when it is back.
-                        let (queue, offset) = (failure.queue, failure.stored.offset);
-                        let _ = inbox.push(GroupRequest::Failed { queue, offset }, &me);
-                    }
+                    // Only now it is known whether the original is done. A group that is gone reads that from storage
+                    // when it is back.
+                    let (queue, offset, stored) = (failure.queue, failure.stored.offset, result.is_ok());
+                    let _ = inbox.push(GroupRequest::Failed { queue, offset, stored, hold }, &me);
                     if let (Ok(_), Some(timer)) = (&result, timer) {
                         shared.delayed.add(1);
                         shared.delay_handle().stored(vec![timer]);
@@ -68,10 +109,24 @@ impl GroupActor {
         }
     }
 
-    /// Copy and acknowledgement of a message are stored. It is done whoever holds its queue by now.
-    pub(super) fn failed(&mut self, queue: QueueKey, offset: QueueOffset) {
+    /// Copy and acknowledgement of a message are stored, or are not. If they are, it is done whoever holds its queue by
+    /// now.
+    pub(super) fn failed(
+        &mut self,
+        queue: QueueKey,
+        offset: QueueOffset,
+        stored: bool,
+        hold: u64,
+        ctx: &Context<Self>,
+    ) {
         let owner = OffsetOwner { queue, member: None };
-        self.offsets.acknowledge(&self.shared, &owner, vec![offset..offset.plus(1)], None);
+        self.offsets.release(&owner, hold, stored.then_some(offset));
+        // One that is refused holds nothing.
+        while !self.offsets.is_held(&owner)
+            && let Some(next) = self.failures.next(&owner.queue)
+        {
+            self.fail(next, ctx);
+        }
     }
 
     fn failure_batch(&self, failure: &Failure) -> Result<(WriteBatch, Option<TimerKey>)> {

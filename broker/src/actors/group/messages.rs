@@ -14,7 +14,6 @@ use crate::consumer::session::Session;
 use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::{MemberId, Room};
 use crate::domain::membership::Lease;
-use crate::domain::progress::MAX_ACK_WINDOW;
 use crate::domain::retry::RetryPolicy;
 use crate::error::{Error, Result};
 
@@ -40,8 +39,8 @@ pub(crate) enum GroupRequest {
     },
     /// A message was not consumed: it comes again, or becomes a dead letter.
     Fail(Box<Failure>),
-    /// The copy of such a message is stored, and with it that the message is done.
-    Failed { queue: QueueKey, offset: QueueOffset },
+    /// The copy of such a message is stored and with it that the message is done, or the write has failed.
+    Failed { queue: QueueKey, offset: QueueOffset, stored: bool, hold: u64 },
     /// Dead letters are sent again or thrown away.
     Letters(LetterRequest),
     /// The write of such a request has an outcome.
@@ -54,8 +53,8 @@ pub(crate) enum GroupRequest {
     Operate(Box<Operation>),
     /// What the group looks like now.
     Describe { reply: Answer<GroupDescription> },
-    /// How the group shares queues and retries, from now on.
-    Configure { strategy: AssignmentStrategy, retry: RetryPolicy },
+    /// How the group shares queues and retries and whether it is paused, from now on.
+    Configure { strategy: AssignmentStrategy, retry: RetryPolicy, paused: bool },
     /// A topic was created, grew or was deleted.
     TopicChanged { topic: TopicName },
     /// After a panic: make good what was lost with the request at hand.
@@ -100,10 +99,8 @@ impl GroupRequest {
     ) -> bool {
         let Self::Acknowledge { member, queue, lease, ranges, reply: None } = self else { return false };
         let ([next], Some(last)) = (more, ranges.last_mut()) else { return false };
-        // No longer than the window, beyond which nothing can be acknowledged at once.
-        let follows = last.end == next.start
-            && next.end.get() - last.start.get() <= MAX_ACK_WINDOW
-            && (*lease, &*member, &*queue) == (under, by, of);
+        // However long they get together: nothing is open between them, which is what counts.
+        let follows = last.end == next.start && (*lease, &*member, &*queue) == (under, by, of);
         if follows {
             last.end = next.end;
         }
@@ -169,6 +166,8 @@ pub struct GroupDescription {
     pub members: Vec<MemberDescription>,
     /// Every queue it has read.
     pub queues: Vec<QueueLag>,
+    /// Whether its members get nothing new at the moment.
+    pub paused: bool,
 }
 
 impl GroupDescription {

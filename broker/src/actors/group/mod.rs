@@ -19,6 +19,7 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, W
 use cuemq_storage_api::{GroupName, QueueKey, Timestamp, TopicName, WriteBatch};
 
 pub(crate) use failure::Failure;
+use failure::Failures;
 pub(crate) use handle::GroupHandle;
 pub(crate) use letters::{Handled, LetterRequest, LetterToHandle, LetterToSend};
 pub(crate) use messages::{Answer, GroupRequest, Start};
@@ -53,6 +54,8 @@ pub(crate) struct GroupActor {
     offsets: Offsets,
     letters: Letters,
     policy: RetryPolicy,
+    paused: bool,
+    failures: Failures,
     /// Rings when a holder is cut off that has not released.
     deadline: Alarm,
     /// Leases of broadcasting members: one each, for all their queues.
@@ -87,6 +90,9 @@ impl Supervised for GroupActor {
         }
         if self.inbox.wake_after_restart() {
             ctx.notify(Drain);
+        }
+        for failure in self.failures.take_all() {
+            let _ = self.inbox.push(GroupRequest::Fail(Box::new(failure)), &ctx.address());
         }
         // Behind everything that waits, so that nothing is made good that is only late.
         let _ = self.inbox.push(GroupRequest::CatchUp, &ctx.address());
@@ -152,6 +158,8 @@ impl GroupActor {
             membership: Membership::new(settings, Lease(0)),
             sessions: HashMap::new(),
             policy,
+            paused: row.paused,
+            failures: Failures::default(),
             deadline: Alarm::default(),
             next_broadcast_lease: 1,
             operating: false,
@@ -176,7 +184,7 @@ impl GroupActor {
     fn catch_up(&mut self, ctx: &mut Context<Self>) -> Result<()> {
         if let Some(row) = self.shared.storage.engine().get(&group::TABLE, &group::key(&self.group))? {
             let row = GroupRow::decode(&row)?;
-            self.configure(row.strategy, row.retry, ctx);
+            self.configure(row.strategy, row.retry, row.paused, ctx);
         }
         let mut again = Vec::new();
         let sessions: Vec<Arc<Session>> = self.sessions.values().map(|joined| Arc::clone(&joined.session)).collect();
@@ -210,11 +218,19 @@ impl GroupActor {
         Ok(())
     }
 
-    fn configure(&mut self, strategy: AssignmentStrategy, retry: RetryPolicy, ctx: &mut Context<Self>) {
+    fn configure(&mut self, strategy: AssignmentStrategy, retry: RetryPolicy, paused: bool, ctx: &mut Context<Self>) {
         self.policy = retry.at_most(self.shared.settings.max_redeliveries);
+        self.paused = paused;
+        self.sessions.values().for_each(|joined| self.instruct(&joined.session));
         let mut effects = Vec::new();
         self.membership.set_strategy(strategy, self.shared.clock.now(), &mut effects);
         self.perform(effects, ctx);
+    }
+
+    /// Tells a member what the group's settings mean to it.
+    fn instruct(&self, session: &Session) {
+        session.set_redeliveries(self.policy.redeliveries());
+        session.pause(self.paused);
     }
 
     fn released(&mut self, queue: &QueueKey, lease: Lease, ctx: &mut Context<Self>) {
@@ -243,7 +259,7 @@ impl GroupActor {
                 }
             }
             GroupRequest::Fail(failure) => self.fail(*failure, ctx),
-            GroupRequest::Failed { queue, offset } => self.failed(queue, offset),
+            GroupRequest::Failed { queue, offset, stored, hold } => self.failed(queue, offset, stored, hold, ctx),
             GroupRequest::Letters(request) => self.handle_letters(request, ctx),
             GroupRequest::LettersHandled => self.letters_handled(ctx),
             GroupRequest::Committed { queue, reply } => {
@@ -255,13 +271,16 @@ impl GroupActor {
                 let _ = reply.send(self.describe());
             }
             GroupRequest::TopicChanged { topic } => self.topic_changed(&topic, ctx),
-            GroupRequest::Configure { strategy, retry } => self.configure(strategy, retry, ctx),
+            GroupRequest::Configure { strategy, retry, paused } => self.configure(strategy, retry, paused, ctx),
             GroupRequest::CatchUp => {
                 if let Err(error) = self.catch_up(ctx) {
                     fail_start(&error);
                 }
             }
-            GroupRequest::Close { why } => self.sessions.values().for_each(|joined| joined.session.close(&why)),
+            GroupRequest::Close { why } => {
+                self.sessions.values().for_each(|joined| joined.session.close(&why));
+                self.failures.refuse_all(&why);
+            }
         }
     }
 
@@ -296,6 +315,7 @@ impl GroupActor {
             joined.map_err(|refused| Error::new(ErrorKind::Full, refused.to_string()))?;
         }
         let broadcasting = session.broadcasting;
+        self.instruct(&session);
         self.sessions.insert(member.clone(), Joined { session, topics, start, lease });
         if broadcasting {
             self.grant_everything(&member)?;
@@ -417,7 +437,7 @@ impl GroupActor {
         };
         let mut members: Vec<_> = self.sessions.values().map(describe).collect();
         members.sort_by(|a, b| a.member.cmp(&b.member));
-        Ok(GroupDescription { members, queues: self.offsets.lags(&self.shared)? })
+        Ok(GroupDescription { members, queues: self.offsets.lags(&self.shared)?, paused: self.paused })
     }
 
     fn write_offsets(&mut self) {

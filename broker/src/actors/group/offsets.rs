@@ -28,6 +28,20 @@ pub(super) struct Offsets {
     /// What changed since the last write, to be applied again to what a restart reads back.
     unwritten: Vec<Change>,
     replies: Vec<Answer<()>>,
+    /// Owners whose rows wait for the outcome of another write.
+    held: BTreeMap<OffsetOwner, Hold>,
+    next_hold: u64,
+}
+
+/// While a batch of somebody else's that holds an owner's row is on its way to storage, no other row of that owner is
+/// written: one of now would take back what the batch acknowledges.
+#[derive(Default)]
+struct Hold {
+    number: u64,
+    /// Those who wait for acknowledgements that came meanwhile.
+    replies: Vec<Answer<()>>,
+    /// Whether an operator's write has gone over the batch's row.
+    overwritten: bool,
 }
 
 enum Change {
@@ -35,15 +49,28 @@ enum Change {
     Reset(OffsetOwner, QueueOffset),
 }
 
+impl Change {
+    fn owner(&self) -> &OffsetOwner {
+        match self {
+            Self::Done(owner, _) | Self::Reset(owner, _) => owner,
+        }
+    }
+}
+
 impl Offsets {
     pub(super) fn new(group: GroupName) -> Self {
         let (progress, changed) = (BTreeMap::new(), BTreeSet::new());
-        Self { group, progress, changed, unwritten: Vec::new(), replies: Vec::new() }
+        let (unwritten, replies, held) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Self { group, progress, changed, unwritten, replies, held, next_hold: 0 }
     }
 
     /// Reads everything back from storage and applies what was not written yet. What lies above the end of its queue
     /// is cut off before anything new is appended (promise P6).
     pub(super) fn reload(&mut self, shared: &Shared) -> Result<()> {
+        // The outcome of every write is in what is read now.
+        for (_, hold) in std::mem::take(&mut self.held) {
+            self.replies.extend(hold.replies);
+        }
         self.progress.clear();
         let engine = shared.storage.engine();
         let keys = consumer_offset::keys_of_group(&self.group);
@@ -112,11 +139,53 @@ impl Offsets {
                 return;
             }
         }
-        self.replies.extend(reply);
+        self.answer_when_written(owner, reply);
+    }
+
+    fn answer_when_written(&mut self, owner: &OffsetOwner, reply: Option<Answer<()>>) {
+        match self.held.get_mut(owner) {
+            Some(hold) => hold.replies.extend(reply),
+            None => self.replies.extend(reply),
+        }
+    }
+
+    /// Whether a batch with this owner's row is on its way.
+    pub(super) fn is_held(&self, owner: &OffsetOwner) -> bool {
+        self.held.contains_key(owner)
+    }
+
+    /// Whether it has changed since its row was written.
+    pub(super) fn has_changes(&self, owner: &OffsetOwner) -> bool {
+        self.changed.contains(owner)
+    }
+
+    /// Holds back an owner's row until [`release`](Self::release) tells what became of a batch that has it. The answer
+    /// names this hold. Everything that changed before has to be written, and no other batch be on its way.
+    pub(super) fn hold(&mut self, owner: OffsetOwner) -> u64 {
+        self.next_hold += 1;
+        let hold = Hold { number: self.next_hold, ..Hold::default() };
+        self.held.insert(owner, hold);
+        self.next_hold
+    }
+
+    /// The outcome of the batch is known: with it `done` was acknowledged. A hold of before a restart is gone.
+    pub(super) fn release(&mut self, owner: &OffsetOwner, number: u64, done: Option<QueueOffset>) {
+        if self.held.get(owner).is_none_or(|hold| hold.number != number) {
+            return;
+        }
+        let hold = self.held.remove(owner).unwrap_or_default();
+        if let Some(offset) = done {
+            // One beyond the window has expired or was reset by now.
+            let _ = self.progress.entry(owner.clone()).or_default().ack(offset);
+            if hold.overwritten {
+                self.changed.insert(owner.clone());
+            }
+        }
+        self.replies.extend(hold.replies);
     }
 
     /// Adds an acknowledgement to a batch that does more, such as storing the copy for a retry. It counts here only
-    /// once [`acknowledge`](Self::acknowledge) says so: the batch may be refused.
+    /// once [`release`](Self::release) says so: the batch may be refused.
     pub(super) fn acknowledge_in(&self, owner: &OffsetOwner, offset: QueueOffset, batch: &mut WriteBatch) {
         let mut progress = self.progress.get(owner).cloned().unwrap_or_default();
         // One beyond the window has expired by now: then the row says nothing new.
@@ -143,7 +212,7 @@ impl Offsets {
         self.progress.entry(owner.clone()).or_default().reset(to);
         self.changed.insert(owner.clone());
         self.unwritten.push(Change::Reset(owner.clone(), to));
-        self.replies.push(reply);
+        self.answer_when_written(owner, Some(reply));
     }
 
     /// Whether members have progress of their own.
@@ -171,6 +240,9 @@ impl Offsets {
 
     /// Takes over progress that is stored already.
     pub(super) fn adopt(&mut self, owner: OffsetOwner, progress: Progress) {
+        if let Some(hold) = self.held.get_mut(&owner) {
+            hold.overwritten = true;
+        }
         self.progress.insert(owner, progress);
     }
 
@@ -200,17 +272,21 @@ impl Offsets {
         Ok(progress.clone())
     }
 
-    /// Everything that changed since the last write, and who waits for it.
+    /// Everything that changed since the last write and is not held back, and who waits for it.
     pub(super) fn take_batch(&mut self, now: Timestamp) -> Option<(WriteBatch, Vec<Answer<()>>)> {
         let replies = std::mem::take(&mut self.replies);
-        if self.changed.is_empty() && replies.is_empty() {
+        let held = &self.held;
+        let (later, writable): (BTreeSet<_>, BTreeSet<_>) =
+            std::mem::take(&mut self.changed).into_iter().partition(|owner| held.contains_key(owner));
+        self.unwritten.retain(|change| held.contains_key(change.owner()));
+        self.changed = later;
+        if writable.is_empty() && replies.is_empty() {
             return None;
         }
         let mut batch = WriteBatch::new(now);
-        for owner in std::mem::take(&mut self.changed) {
+        for owner in writable {
             self.put_row(&owner, &mut batch);
         }
-        self.unwritten.clear();
         Some((batch, replies))
     }
 

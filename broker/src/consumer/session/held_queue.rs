@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cuemq_storage_api::{QueueKey, QueueOffset, StorageError, StoredRecord, Timestamp};
 
+use super::ready::Ready;
 use super::{Credit, Next, Records};
 use crate::clock::Clock;
 use crate::domain::membership::Lease;
@@ -33,17 +34,17 @@ pub(super) struct HeldQueue {
     /// What is done, as the group's actor knows it or soon will: bounds how far to fetch.
     pub(super) progress: Progress,
     pub(super) next: QueueOffset,
-    pub(super) ready: VecDeque<StoredRecord>,
-    pub(super) again: VecDeque<Again>,
+    pub(super) ready: Ready,
+    again: VecDeque<Again>,
     pub(super) outstanding: usize,
     pub(super) revoked: bool,
 }
 
 #[derive(Debug)]
-pub(super) struct Again {
-    pub(super) at: Timestamp,
-    pub(super) stored: StoredRecord,
-    pub(super) redeliveries: u32,
+struct Again {
+    at: Timestamp,
+    stored: StoredRecord,
+    redeliveries: u32,
 }
 
 pub(super) enum QueuePlan {
@@ -53,10 +54,10 @@ pub(super) enum QueuePlan {
 }
 
 impl HeldQueue {
-    pub(super) fn new(granted: Granted) -> Self {
+    pub(super) fn new(granted: Granted, order: Order) -> Self {
         let Granted { key, lease, tail, progress } = granted;
         let next = progress.next_open(progress.committed());
-        let (ready, again) = (VecDeque::new(), VecDeque::new());
+        let (ready, again) = (Ready::new(order), VecDeque::new());
         Self { key, lease, tail, progress, next, ready, again, outstanding: 0, revoked: false }
     }
 
@@ -78,35 +79,57 @@ impl HeldQueue {
                 return QueuePlan::Wait(soonest);
             }
         }
-        match room.for_next(&self.ready) {
-            0 => {}
-            1 => return QueuePlan::Give(Records::One(self.ready.pop_front().expect("it is not empty")), 0),
-            count => return QueuePlan::Give(Records::Many(self.ready.drain(..count).collect()), 0),
+        if let Some(records) = self.ready.take(room) {
+            return QueuePlan::Give(records, 0);
         }
-        let until = self.tail.visible().min(self.progress.window_end());
-        if self.next < until { QueuePlan::Fetch { from: self.next, until } } else { QueuePlan::Wait(soonest) }
+        // What was done before a restart is not read again.
+        self.next = self.progress.next_open(self.next);
+        let (from, until) = (self.next, self.tail.visible().min(self.progress.window_end()));
+        if from < until && self.ready.has_room() { QueuePlan::Fetch { from, until } } else { QueuePlan::Wait(soonest) }
     }
 
     /// Passes over everything below `to` that is not outstanding.
     pub(super) fn skip_to(&mut self, to: QueueOffset) {
         self.progress.commit(to);
-        self.ready.retain(|stored| stored.offset >= to);
-        self.again.retain(|again| again.stored.offset >= to);
+        self.ready.pass_over(to);
+        let ready = &mut self.ready;
+        self.again.retain(|Again { stored, .. }| {
+            let stays = stored.offset >= to;
+            if !stays {
+                ready.done(stored.offset..stored.offset.plus(1));
+            }
+            stays
+        });
         self.next = self.next.max(to);
     }
 
-    /// Marks what a fetch passed over as done; returns the ranges that the group does not know of yet.
-    pub(super) fn settle_skipped(&mut self, fetched: Range<QueueOffset>) -> Vec<Range<QueueOffset>> {
+    /// Takes up what a fetch brought and somebody wants, and marks what it passed over as done; returns the ranges that
+    /// the group does not know of yet.
+    pub(super) fn take_up(
+        &mut self,
+        wanted: Vec<StoredRecord>,
+        fetched: Range<QueueOffset>,
+    ) -> Vec<Range<QueueOffset>> {
         let mut at = fetched.start;
         let mut gaps = Vec::new();
-        for stored in self.ready.iter().filter(|stored| stored.offset >= fetched.start) {
+        for stored in &wanted {
             gaps.push(at..stored.offset);
             at = stored.offset.plus(1);
         }
         gaps.push(at..fetched.end);
+        self.ready.extend(wanted);
         // Within the window, because the fetch was; what was done before is not told again.
         gaps.retain(|gap| matches!(self.progress.ack_range(gap.clone()), Ok(Acked::Advanced(_) | Acked::Kept)));
         gaps
+    }
+
+    /// Has a record that was out come again; one that was passed over meanwhile is done.
+    pub(super) fn again_at(&mut self, at: Timestamp, stored: StoredRecord, redeliveries: u32) {
+        if self.progress.is_acked(stored.offset) {
+            self.ready.done(stored.offset..stored.offset.plus(1));
+        } else {
+            self.again.push_back(Again { at, stored, redeliveries });
+        }
     }
 
     /// A fetch below the queue's minimum: retention went past the group. Goes on at the minimum.

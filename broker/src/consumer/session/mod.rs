@@ -5,8 +5,10 @@
 mod credit;
 mod given;
 mod held_queue;
+mod ready;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cuemq_storage_api::{
@@ -16,7 +18,7 @@ use cuemq_storage_api::{
 pub(crate) use credit::Credit;
 pub(crate) use given::{Claim, Given, Records};
 pub(crate) use held_queue::Granted;
-use held_queue::{Again, HeldQueue, QueuePlan};
+use held_queue::{HeldQueue, QueuePlan};
 
 use crate::clock::Clock;
 use crate::domain::filter::TagFilter;
@@ -37,6 +39,8 @@ pub(crate) struct Session {
     order: Order,
     credit: Credit,
     filters: Vec<(TopicName, TagFilter)>,
+    /// How often the group's policy has a message come again.
+    redeliveries: AtomicU32,
     signal: Arc<Signal>,
     held: Mutex<Held>,
 }
@@ -59,6 +63,7 @@ struct Held {
     cursor: usize,
     /// What was given out and is not settled.
     out: Credit,
+    paused: bool,
     closed: Option<Arc<str>>,
 }
 
@@ -87,8 +92,8 @@ pub(crate) enum Settled {
 impl Session {
     pub(crate) fn new(member: MemberId, settings: SessionSettings) -> Arc<Self> {
         let SessionSettings { broadcasting, order, credit, filters } = settings;
-        let (signal, held) = (Arc::default(), Mutex::default());
-        Arc::new(Self { member, broadcasting, order, credit, filters, signal, held })
+        let (redeliveries, signal, held) = (AtomicU32::default(), Arc::default(), Mutex::default());
+        Arc::new(Self { member, broadcasting, order, credit, filters, redeliveries, signal, held })
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -97,6 +102,21 @@ impl Session {
 
     pub(crate) fn order(&self) -> Order {
         self.order
+    }
+
+    /// Most redeliveries of one message, as the group's actor told it last.
+    pub(crate) fn redeliveries(&self) -> u32 {
+        self.redeliveries.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_redeliveries(&self, most: u32) {
+        self.redeliveries.store(most, Ordering::Relaxed);
+    }
+
+    /// Gives nothing more out until it is told to go on; what is out can be settled.
+    pub(crate) fn pause(&self, paused: bool) {
+        self.lock().paused = paused;
+        self.signal.wake();
     }
 
     pub(crate) fn signal(&self) -> &Arc<Signal> {
@@ -108,7 +128,7 @@ impl Session {
         let mut held = self.lock();
         held.drop_queue(&granted.key);
         granted.tail.listen(&self.signal);
-        held.queues.push(HeldQueue::new(granted));
+        held.queues.push(HeldQueue::new(granted, self.order));
         drop(held);
         self.signal.wake();
     }
@@ -196,10 +216,13 @@ impl Session {
         if let Some(why) = &held.closed {
             return Err(Error::new(crate::error::ErrorKind::Closed, format!("the consumer is closed: {why}")));
         }
+        if held.paused {
+            return Ok(Plan::Wait(None));
+        }
         let Some(mut room) = self.credit.less(held.out) else { return Ok(Plan::Wait(None)) };
         let (count, mut soonest) = (held.queues.len(), None);
         room.messages = match self.order {
-            Order::Concurrent => most.min(room.messages),
+            Order::Concurrent | Order::Key => most.min(room.messages),
             // One at a time, because the next one may not go ahead of one that fails.
             Order::Queue => 1,
         };
@@ -255,8 +278,8 @@ impl Session {
         }
         let wanted = |stored: &StoredRecord| filter.is_none_or(|f| f.matches(stored.record.attributes.tag()));
         let progress = &queue.progress;
-        queue.ready.extend(fetch.records.into_iter().filter(|r| wanted(r) && !progress.is_acked(r.offset)));
-        let ranges = queue.settle_skipped(from..fetch.next);
+        let wanted = fetch.records.into_iter().filter(|r| wanted(r) && !progress.is_acked(r.offset)).collect();
+        let ranges = queue.take_up(wanted, from..fetch.next);
         Ok((!ranges.is_empty()).then_some(Next::Skipped { key, lease, ranges }))
     }
 
@@ -266,6 +289,7 @@ impl Session {
             for range in ranges {
                 // A record beyond the window was never given out.
                 let _ = queue.progress.ack_range(range.clone());
+                queue.ready.done(range.clone());
             }
         })
     }
@@ -279,9 +303,7 @@ impl Session {
         at: Timestamp,
     ) -> Option<Settled> {
         self.settle(claim, |queue| {
-            // One that was passed over meanwhile is done.
-            let records = records.filter(|stored| !queue.progress.is_acked(stored.offset));
-            queue.again.extend(records.map(|stored| Again { at, stored, redeliveries: redeliveries + 1 }));
+            records.for_each(|stored| queue.again_at(at, stored, redeliveries + 1));
         })
     }
 

@@ -1,0 +1,90 @@
+//! What a queue's member has read and not given out yet.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use cuemq_storage_api::{QueueOffset, StoredRecord};
+
+use super::{Credit, Records};
+use crate::domain::key_order::KeyOrder;
+use crate::domain::order::Order;
+use crate::limits::MAX_HELD_BACK_BYTES;
+
+/// Bounded by one fetch or, by key, by the open messages of a queue and [`MAX_HELD_BACK_BYTES`] and one fetch.
+#[derive(Debug)]
+pub(super) enum Ready {
+    InOrder(VecDeque<StoredRecord>),
+    ByKey(KeyOrder<StoredRecord>),
+}
+
+impl Ready {
+    pub(super) fn new(order: Order) -> Self {
+        match order {
+            Order::Concurrent | Order::Queue => Self::InOrder(VecDeque::new()),
+            Order::Key => Self::ByKey(KeyOrder::default()),
+        }
+    }
+
+    /// Takes up what was read, in the order of the queue.
+    pub(super) fn extend(&mut self, records: impl IntoIterator<Item = StoredRecord>) {
+        match self {
+            Self::InOrder(ready) => ready.extend(records),
+            Self::ByKey(ready) => records.into_iter().for_each(|stored| {
+                let (key, bytes) = (stored.record.attributes.clone(), stored.record.payload_bytes());
+                ready.push(stored.offset, key.sharding_key(), bytes, stored);
+            }),
+        }
+    }
+
+    /// The next ones that may go out and that there is room for; one is always given, however large.
+    pub(super) fn take(&mut self, room: Credit) -> Option<Records> {
+        match self {
+            Self::InOrder(ready) => match room.for_next(ready) {
+                0 => None,
+                1 => ready.pop_front().map(Records::One),
+                count => Some(Records::Many(ready.drain(..count).collect())),
+            },
+            Self::ByKey(ready) => take_by_key(ready, room),
+        }
+    }
+
+    /// Messages that were out are done.
+    pub(super) fn done(&mut self, range: Range<QueueOffset>) {
+        if let Self::ByKey(ready) = self {
+            ready.done(range);
+        }
+    }
+
+    /// Drops what lies below `to`.
+    pub(super) fn pass_over(&mut self, to: QueueOffset) {
+        match self {
+            Self::InOrder(ready) => ready.retain(|stored| stored.offset >= to),
+            Self::ByKey(ready) => ready.pass_over(to),
+        }
+    }
+
+    /// Whether more may be read, once there is nothing to give out.
+    pub(super) fn has_room(&self) -> bool {
+        match self {
+            Self::InOrder(_) => true,
+            Self::ByKey(ready) => ready.held_back_bytes() < MAX_HELD_BACK_BYTES,
+        }
+    }
+}
+
+fn take_by_key(ready: &mut KeyOrder<StoredRecord>, room: Credit) -> Option<Records> {
+    let first = Some(()).filter(|()| room.messages > 0).and_then(|()| ready.take())?;
+    let mut bytes = first.record.payload_bytes();
+    if room.messages == 1 {
+        return Some(Records::One(first));
+    }
+    let mut records = vec![first];
+    while records.len() < room.messages && bytes < room.bytes {
+        let Some(stored) = ready.take() else { break };
+        bytes = bytes.saturating_add(stored.record.payload_bytes());
+        records.push(stored);
+    }
+    // No two are of one key: a batch may as well be in the order of its queue.
+    records.sort_unstable_by_key(|stored| stored.offset);
+    Some(Records::Many(records))
+}
