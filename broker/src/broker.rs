@@ -18,7 +18,7 @@ use crate::actors::root::{CreateTopic, DeleteTopic, EnsureGroup, RootActor};
 use crate::actors::topic::TopicHandle;
 use crate::builder::BrokerBuilder;
 use crate::clock::Clock;
-use crate::consumer::{ConsumerBuilder, PullConsumer};
+use crate::consumer::{ConsumerBuilder, PopConsumerBuilder, PullConsumer};
 use crate::dead_letters::DeadLetters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::SHUTDOWN_PATIENCE;
@@ -250,6 +250,12 @@ impl Broker {
     #[must_use]
     pub fn consumer(&self, group: impl Into<String>) -> ConsumerBuilder {
         ConsumerBuilder::new(Arc::clone(&self.keeper), group.into())
+    }
+
+    /// A consumer that takes a group's messages one by one, under receipts, to be built.
+    #[must_use]
+    pub fn pop_consumer(&self, group: impl Into<String>) -> PopConsumerBuilder {
+        PopConsumerBuilder::new(Arc::clone(&self.keeper), group.into())
     }
 
     /// A consumer that reads the queues it is told to, from the offsets it is told.

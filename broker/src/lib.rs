@@ -5,6 +5,7 @@
 //! | open a broker | [`Broker::open`], [`Broker::builder`] with an engine, [`Broker::in_memory`], [`Broker::temp`] |
 //! | send | [`Broker::producer`]: [`Producer::send`], [`enqueue`](Producer::enqueue), [`send_batch`](Producer::send_batch), [`send_with`](Producer::send_with), [`send_one_way`](Producer::send_one_way) |
 //! | consume as a group | [`Broker::consumer`]: [`Consumer::next`], [`run`](Consumer::run), [`spawn`](Consumer::spawn) |
+//! | consume by pop | [`Broker::pop_consumer`]: [`PopConsumer::pop`], then [`ack`](PopConsumer::ack), [`nack`](PopConsumer::nack), [`reject`](PopConsumer::reject) or [`renew`](PopConsumer::renew) by [`PopReceipt`] |
 //! | read by offset | [`Broker::pull_consumer`]: [`PullConsumer::poll`], [`seek`](PullConsumer::seek), [`commit`](PullConsumer::commit) |
 //! | see to what could not be consumed | [`Delivery::retry_in`], [`fail`](Delivery::fail), [`reject`](Delivery::reject); [`Broker::dead_letters`]: [`DeadLetters::browse`], [`redrive`](DeadLetters::redrive), [`redrive_all`](DeadLetters::redrive_all), [`purge`](DeadLetters::purge) |
 //! | send later | [`Message::delay`], [`Message::delay_level`], [`Message::deliver_at`] |
@@ -66,7 +67,10 @@ pub use audit::{AuditRecord, AuditedMove};
 pub use broker::{Broker, QueueDescription, TopicDescription};
 pub use builder::BrokerBuilder;
 pub use clock::{Clock, ManualClock, Sleep};
-pub use consumer::{Batch, Consumer, ConsumerBuilder, Delivery, PullConsumer, Received, SeekTo, StartAt, WorkerHandle};
+pub use consumer::{
+    Batch, Consumer, ConsumerBuilder, Delivery, PopConsumer, PopConsumerBuilder, Popped, PullConsumer, Received,
+    SeekTo, StartAt, WorkerHandle,
+};
 pub use cuemq_storage_api::{Engine, FaultEngine, MemoryEngine, QueueId, QueueKey, QueueOffset, Timestamp};
 pub use dead_letters::{
     ArrivalHook, Arrivals, DeadLetter, DeadLetters, LetterPage, LetterRef, Redrive, RedriveOptions, RedriveProgress,
@@ -78,6 +82,7 @@ pub use domain::failure::DeadReason;
 pub use domain::letters::LetterFilter;
 pub use domain::offset_plan::{OffsetMove, ResetTo, Skip};
 pub use domain::order::Order;
+pub use domain::pop_receipt::PopReceipt;
 pub use domain::retry::RetryPolicy;
 pub use error::{Error, ErrorKind, Rejected, Result};
 pub use message::{AckLevel, Message, MessageId, Receipt};

@@ -39,6 +39,22 @@ pub const MAX_UNACKED_MESSAGES: usize = 1000;
 pub const MAX_UNACKED_BYTES: usize = 16 << 20;
 /// Payload bytes of one queue that may be held back behind others of their sharding keys before no more is fetched.
 pub const MAX_HELD_BACK_BYTES: usize = 16 << 20;
+/// Most messages that one group has in flight through its pop consumers.
+pub const MAX_POPPED_MESSAGES: usize = 65_536;
+/// Deliveries to pop consumers whose end one group remembers, to tell a repeated answer from an opposite one.
+pub const MAX_REMEMBERED_SETTLEMENTS: usize = 65_536;
+/// Most pops of one group that wait for messages.
+pub const MAX_PARKED_POPS: usize = 10_000;
+/// Most messages that one pop brings.
+pub const MAX_POP_MESSAGES: usize = 1024;
+/// Most messages whose invisible time is over that a group takes up before its neighbours have their turn.
+pub const MAX_EXPIRED_POPS: usize = 1024;
+/// Shortest invisible time of a popped message.
+pub const SHORTEST_INVISIBLE_TIME: Duration = Duration::from_secs(1);
+/// Longest invisible time of a popped message (RocketMQ's).
+pub const LONGEST_INVISIBLE_TIME: Duration = Duration::from_secs(12 * 3600);
+/// Invisible time of a popped message unless its consumer says otherwise (RocketMQ's).
+pub const DEFAULT_INVISIBLE_TIME: Duration = Duration::from_secs(60);
 /// Records that one fetch of a consumer asks for.
 pub const FETCH_MESSAGES: usize = 256;
 /// Payload bytes that one fetch of a consumer asks for.

@@ -22,7 +22,7 @@ use cuemq::{Broker, BrokerState, Decision, ErrorKind, HalfMessage, Message, Publ
 use scenario::{Poison, play};
 
 /// Every message and every timer of every kind of actor.
-const POINTS: [(&str, &str); 33] = [
+const POINTS: [(&str, &str); 40] = [
     ("delay", "Alarm"),
     ("delay", "Fired"),
     ("delay", "Schedule"),
@@ -42,6 +42,13 @@ const POINTS: [(&str, &str); 33] = [
     ("group", "Leave"),
     ("group", "Letters"),
     ("group", "LettersHandled"),
+    ("group", "PopAck"),
+    ("group", "PopFail"),
+    ("group", "PopLeave"),
+    ("group", "PopOpen"),
+    ("group", "PopRenew"),
+    ("group", "PopTake"),
+    ("group", "PopTakeBack"),
     ("group", "Released"),
     ("group", "Reset"),
     ("group", "TopicChanged"),

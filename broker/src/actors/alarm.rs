@@ -15,6 +15,13 @@ pub(super) struct Alarm {
     set: Option<(Timestamp, AbortHandle)>,
 }
 
+impl Alarm {
+    /// Whether it rings at this time or before.
+    pub(super) fn rings_by(&self, at: Timestamp) -> bool {
+        self.set.as_ref().is_some_and(|(set, _)| *set <= at)
+    }
+}
+
 /// An actor with an alarm.
 pub(super) trait Alarmed: Actor<Context = Context<Self>> {
     /// Its alarm.

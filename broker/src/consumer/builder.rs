@@ -144,27 +144,14 @@ impl ConsumerBuilder {
     /// # Errors
     /// `Invalid` names a bad name, filter or mix; `UnknownTopic`; `Exists` when the member's name is taken.
     pub async fn build(self) -> Result<Consumer> {
-        if self.subscriptions.is_empty() {
-            let text = format!("consumer of group {} subscribes to nothing: call subscribe(topic)", self.group);
-            return Err(Error::new(ErrorKind::Invalid, text));
-        }
         if self.broadcasting && self.member.is_none() {
             let text = "a broadcasting consumer needs a name to find its progress again: call member(name)";
             return Err(Error::new(ErrorKind::Invalid, text));
         }
-        self.keeper.shared().check_running()?;
         let number = NEXT_MEMBER.fetch_add(1, Ordering::Relaxed);
         let member = MemberId::new(&self.member.unwrap_or_else(|| format!("member-{number}")))?;
         let room = self.room.as_deref().map(Room::new).transpose()?;
-        let mut filters: Vec<(TopicName, TagFilter)> = Vec::new();
-        for (topic, tags) in &self.subscriptions {
-            let handle = self.keeper.topic(topic).await?;
-            if filters.iter().any(|(known, _)| known == handle.name()) {
-                let text = format!("topic {topic} is subscribed to twice: join the tags with ||");
-                return Err(Error::new(ErrorKind::Invalid, text));
-            }
-            filters.push((handle.name().clone(), TagFilter::parse(tags)?));
-        }
+        let filters = filters_of(&self.keeper, &self.group, &self.subscriptions).await?;
         let name = GroupName::new(&self.group)?;
         let (strategy, retry) = (self.strategy, self.retry);
         let ensure = EnsureGroup { name, broadcasting: self.broadcasting, strategy, retry, paused: None };
@@ -176,11 +163,7 @@ impl ConsumerBuilder {
         let (broadcasting, order, credit) = (self.broadcasting, self.order, Credit::CONSUMER);
         let settings = SessionSettings { broadcasting, order, credit, filters };
         let session = Session::new(member, settings);
-        let start = match self.start {
-            StartAt::Earliest => Start::Earliest,
-            StartAt::Latest => Start::Latest,
-            StartAt::Time(at) => Start::At(at),
-        };
+        let start = Start::from(self.start);
         let consumer = Consumer::new(self.keeper, Arc::clone(&group), Arc::clone(&session));
         // A consumer that does not get in leaves again by being dropped.
         group.join(session, topics, room, start).await?;
@@ -205,4 +188,37 @@ impl ConsumerBuilder {
             }
         }))
     }
+}
+
+impl From<StartAt> for Start {
+    fn from(start: StartAt) -> Self {
+        match start {
+            StartAt::Earliest => Self::Earliest,
+            StartAt::Latest => Self::Latest,
+            StartAt::Time(at) => Self::At(at),
+        }
+    }
+}
+
+/// What a consumer's subscriptions come to; their topics are created if they may be.
+pub(super) async fn filters_of(
+    keeper: &Keeper,
+    group: &str,
+    subscriptions: &[(String, String)],
+) -> Result<Vec<(TopicName, TagFilter)>> {
+    if subscriptions.is_empty() {
+        let text = format!("consumer of group {group} subscribes to nothing: call subscribe(topic)");
+        return Err(Error::new(ErrorKind::Invalid, text));
+    }
+    keeper.shared().check_running()?;
+    let mut filters: Vec<(TopicName, TagFilter)> = Vec::new();
+    for (topic, tags) in subscriptions {
+        let handle = keeper.topic(topic).await?;
+        if filters.iter().any(|(known, _)| known == handle.name()) {
+            let text = format!("topic {topic} is subscribed to twice: join the tags with ||");
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
+        filters.push((handle.name().clone(), TagFilter::parse(tags)?));
+    }
+    Ok(filters)
 }

@@ -4,6 +4,8 @@
 mod batch;
 mod builder;
 mod delivery;
+mod pop;
+mod popped;
 mod pull;
 mod received;
 pub(crate) mod session;
@@ -18,6 +20,8 @@ use futures_util::future::{Either, select};
 pub use batch::Batch;
 pub use builder::{ConsumerBuilder, StartAt};
 pub use delivery::Delivery;
+pub use pop::{PopConsumer, PopConsumerBuilder};
+pub use popped::Popped;
 pub use pull::{PullConsumer, SeekTo};
 pub use received::Received;
 pub use worker::WorkerHandle;

@@ -1,5 +1,7 @@
 //! One walk through everything a broker does, which allows for a panic at any one point of it.
 
+mod popped;
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -163,6 +165,7 @@ pub(crate) async fn play(store: &Store, poison: &Poison) {
     let mut first = walk.join("n first").await;
     send_everything(&mut walk).await;
     consume(&mut walk, &mut first).await;
+    popped::pop(&mut walk).await;
     pull_and_describe(&walk).await;
     delay(&mut walk).await;
     reject_and_purge(&walk).await;

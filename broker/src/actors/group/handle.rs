@@ -9,7 +9,7 @@ use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, TopicName};
 use tokio::sync::oneshot;
 
 use super::messages::Answer;
-use super::{GroupActor, GroupRequest, KIND, Start};
+use super::{GroupActor, GroupRequest, KIND, PopRequest, Start};
 use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::supervisor::Identity;
 use crate::consumer::session::Session;
@@ -119,6 +119,11 @@ impl GroupHandle {
             waiting.push(Arc::downgrade(&session));
         }
         self.ask(|reply| GroupRequest::Join { session, topics, room, start, reply }).await
+    }
+
+    /// Asks for something of pop and waits for the answer.
+    pub(crate) async fn ask_pop<T>(&self, request: impl FnOnce(Answer<T>) -> PopRequest) -> Result<T> {
+        self.ask(|reply| GroupRequest::Pop(request(reply))).await
     }
 
     /// Asks and waits for the answer.

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::failure::Failure;
 use super::letters::LetterRequest;
 use super::operation::Operation;
+use super::pop::PopRequest;
 use crate::consumer::session::Session;
 use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::{MemberId, Room};
@@ -45,6 +46,8 @@ pub(crate) enum GroupRequest {
     Letters(LetterRequest),
     /// The write of such a request has an outcome.
     LettersHandled,
+    /// Whatever a pop consumer asks for.
+    Pop(PopRequest),
     /// Where consumption of a queue stands; `None` when the group never read it.
     Committed { queue: QueueKey, reply: Answer<Option<QueueOffset>> },
     /// Sets where consumption goes on, forwards or back. Refused while a member holds the queue.
@@ -75,6 +78,7 @@ impl GroupRequest {
             Self::Failed { .. } => "Failed",
             Self::Letters(_) => "Letters",
             Self::LettersHandled => "LettersHandled",
+            Self::Pop(request) => request.name(),
             Self::Committed { .. } => "Committed",
             Self::Reset { .. } => "Reset",
             Self::Operate(_) => "Operate",
@@ -168,6 +172,8 @@ pub struct GroupDescription {
     pub queues: Vec<QueueLag>,
     /// Whether its members get nothing new at the moment.
     pub paused: bool,
+    /// Messages in flight to its pop consumers.
+    pub in_flight: usize,
 }
 
 impl GroupDescription {

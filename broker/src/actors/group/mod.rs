@@ -11,12 +11,13 @@ mod letters;
 mod messages;
 mod offsets;
 mod operation;
+mod pop;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, WrapFuture};
-use cuemq_storage_api::{GroupName, QueueKey, Timestamp, TopicName, WriteBatch};
+use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Timestamp, TopicName, WriteBatch};
 
 pub(crate) use failure::Failure;
 use failure::Failures;
@@ -25,6 +26,7 @@ pub(crate) use letters::{Handled, LetterRequest, LetterToHandle, LetterToSend};
 pub(crate) use messages::{Answer, GroupRequest, Start};
 pub use messages::{GroupDescription, MemberDescription, QueueLag};
 pub(crate) use operation::{MoveOffsets, Operation};
+pub(crate) use pop::{PopRequest, PoppedRecord, Ticket, Wish};
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::mailbox::{Drain, Inbox};
@@ -41,6 +43,7 @@ use crate::shared::Shared;
 use crate::tables::group::{self, GroupRow};
 use letters::Letters;
 use offsets::{OffsetOwner, Offsets};
+use pop::Popping;
 
 pub(crate) const KIND: &str = "group";
 
@@ -56,7 +59,8 @@ pub(crate) struct GroupActor {
     policy: RetryPolicy,
     paused: bool,
     failures: Failures,
-    /// Rings when a holder is cut off that has not released.
+    popping: Popping,
+    /// Rings when a holder is cut off that has not released, or something popped is due.
     deadline: Alarm,
     /// Leases of broadcasting members: one each, for all their queues.
     next_broadcast_lease: u64,
@@ -85,9 +89,6 @@ impl Supervised for GroupActor {
         self.deadline = Alarm::default();
         self.operating = false;
         self.load(ctx);
-        if let Some(at) = self.membership.next_deadline() {
-            self.set_deadline(at, ctx);
-        }
         if self.inbox.wake_after_restart() {
             ctx.notify(Drain);
         }
@@ -109,7 +110,9 @@ impl Alarmed for GroupActor {
         let mut effects = Vec::new();
         self.membership.expire(self.shared.clock.now(), &mut effects);
         self.perform(effects, ctx);
+        self.pop_deadline(ctx);
         self.write_offsets();
+        self.set_deadline(ctx);
     }
 }
 
@@ -126,6 +129,7 @@ impl Handler<Drain> for GroupActor {
             }
         }
         self.write_offsets();
+        self.set_deadline(ctx);
         if !self.inbox.rest() {
             ctx.wait(tokio::task::yield_now().into_actor(self));
             ctx.notify(Drain);
@@ -151,6 +155,7 @@ impl GroupActor {
         Self {
             offsets: Offsets::new(group.clone()),
             letters: Letters::default(),
+            popping: Popping::new(shared.take_number()),
             shared,
             group,
             name,
@@ -171,11 +176,13 @@ impl GroupActor {
         let storage = self.shared.storage.clone();
         let barrier = async move { storage.write_and_wait(WriteBatch::new(Timestamp::MIN), Flush::Buffered).await };
         ctx.wait(barrier.into_actor(self).map(|_, actor: &mut Self, ctx: &mut Context<Self>| {
-            if let Err(error) = actor.offsets.reload(&actor.shared) {
+            let loaded = actor.offsets.reload(&actor.shared).and_then(|()| actor.restore_pools(ctx));
+            if let Err(error) = loaded {
                 fail_start(&error);
             }
             // A restart finds every write at its end, and nobody who tells of it.
             actor.letters_handled(ctx);
+            actor.set_deadline(ctx);
         }));
     }
 
@@ -186,7 +193,7 @@ impl GroupActor {
             let row = GroupRow::decode(&row)?;
             self.configure(row.strategy, row.retry, row.paused, ctx);
         }
-        let mut again = Vec::new();
+        let mut again: Vec<GroupRequest> = self.popping.abandoned().into_iter().map(GroupRequest::Pop).collect();
         let sessions: Vec<Arc<Session>> = self.sessions.values().map(|joined| Arc::clone(&joined.session)).collect();
         for session in sessions {
             if let Err(ended) = self.shared.check_running() {
@@ -250,14 +257,9 @@ impl GroupActor {
             GroupRequest::Leave { session } => self.leave(&session, ctx),
             GroupRequest::Released { queue, lease } => self.released(&queue, lease, ctx),
             GroupRequest::Acknowledge { member, queue, lease, ranges, reply } => {
-                let owner = self.owner(&member);
-                match self.check_lease(&member, &queue, lease) {
-                    Ok(()) => {
-                        self.offsets.acknowledge(&self.shared, &OffsetOwner { queue, member: owner }, ranges, reply)
-                    }
-                    Err(stale) => answer(reply, Err(stale)),
-                }
+                self.acknowledge_of(&member, queue, lease, ranges, reply);
             }
+            GroupRequest::Pop(request) => self.pop(request, ctx),
             GroupRequest::Fail(failure) => self.fail(*failure, ctx),
             GroupRequest::Failed { queue, offset, stored, hold } => self.failed(queue, offset, stored, hold, ctx),
             GroupRequest::Letters(request) => self.handle_letters(request, ctx),
@@ -280,6 +282,7 @@ impl GroupActor {
             GroupRequest::Close { why } => {
                 self.sessions.values().for_each(|joined| joined.session.close(&why));
                 self.failures.refuse_all(&why);
+                self.popping.close(&why);
             }
         }
     }
@@ -350,7 +353,14 @@ impl GroupActor {
             match effect {
                 MembershipEffect::Grant { member, queue, lease } => self.grant(&member, queue, lease),
                 MembershipEffect::Revoke { member, queue, lease } => {
-                    let free = self.sessions.get(&member).is_none_or(|joined| joined.session.revoke(&queue, lease));
+                    let pooled = self.popping.is_pool(&member);
+                    let free = self.sessions.get(&member).is_none_or(|joined| {
+                        if pooled {
+                            // What is in flight stays so, whoever holds the queue.
+                            joined.session.fence(&queue, lease);
+                        }
+                        joined.session.revoke(&queue, lease)
+                    });
                     if free {
                         // Behind the acknowledgements that the member has sent by now: whoever gets the queue next
                         // must not get those messages again.
@@ -363,14 +373,19 @@ impl GroupActor {
                         joined.session.fence(&queue, lease);
                     }
                 }
-                MembershipEffect::Deadline { at } => self.set_deadline(at, ctx),
+                // Set once everything is done that was asked for.
+                MembershipEffect::Deadline { .. } => {}
             }
         }
     }
 
-    fn set_deadline(&mut self, at: Timestamp, ctx: &mut Context<Self>) {
-        let clock = self.shared.clock.clone();
-        set_alarm(self, Some(at), &clock, ctx);
+    /// Has the alarm ring when something is due; earlier does no harm, and spares moving it with every settlement.
+    fn set_deadline(&mut self, ctx: &mut Context<Self>) {
+        let next = self.membership.next_deadline().into_iter().chain(self.popping.next_deadline()).min();
+        if let Some(at) = next.filter(|at| !self.deadline.rings_by(*at)) {
+            let clock = self.shared.clock.clone();
+            set_alarm(self, Some(at), &clock, ctx);
+        }
     }
 
     fn grant(&mut self, member: &MemberId, queue: QueueKey, lease: Lease) {
@@ -379,7 +394,8 @@ impl GroupActor {
         let owner = OffsetOwner { queue: queue.clone(), member: self.owner(member) };
         let granted = self.offsets.open(&self.shared, &owner, start).and_then(|progress| {
             let tail = self.shared.storage.tail(&queue)?;
-            Ok(Granted { key: queue.clone(), lease, tail, progress })
+            let elsewhere = self.popping.in_flight_of(&queue);
+            Ok(Granted { key: queue.clone(), lease, tail, progress, elsewhere })
         });
         match granted {
             Ok(granted) => session.grant(granted),
@@ -421,12 +437,13 @@ impl GroupActor {
         Err(Error::new(ErrorKind::Stale, text))
     }
 
-    fn reset(&mut self, queue: QueueKey, to: cuemq_storage_api::QueueOffset, reply: Answer<()>) {
+    fn reset(&mut self, queue: QueueKey, to: QueueOffset, reply: Answer<()>) {
         if let Some(holding) = self.membership.holding(&queue) {
             let text = format!("member {} reads queue {queue}: let it leave before a reset", holding.member);
             let _ = reply.send(Err(Error::new(ErrorKind::Conflict, text)));
             return;
         }
+        self.popping.forget(&queue);
         self.offsets.reset(&OffsetOwner { queue, member: None }, to, reply);
     }
 
@@ -437,7 +454,8 @@ impl GroupActor {
         };
         let mut members: Vec<_> = self.sessions.values().map(describe).collect();
         members.sort_by(|a, b| a.member.cmp(&b.member));
-        Ok(GroupDescription { members, queues: self.offsets.lags(&self.shared)?, paused: self.paused })
+        let (queues, in_flight) = (self.offsets.lags(&self.shared)?, self.popping.in_flight());
+        Ok(GroupDescription { members, queues, paused: self.paused, in_flight })
     }
 
     fn write_offsets(&mut self) {

@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Timestamp, WriteBatch};
 
-use super::Start;
 use super::messages::{Answer, QueueLag};
+use super::{GroupActor, Start};
 use crate::domain::member::MemberId;
+use crate::domain::membership::Lease;
 use crate::domain::progress::Progress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shared::Shared;
@@ -53,6 +54,26 @@ impl Change {
     fn owner(&self) -> &OffsetOwner {
         match self {
             Self::Done(owner, _) | Self::Reset(owner, _) => owner,
+        }
+    }
+}
+
+impl GroupActor {
+    /// Takes in what a member has done with a queue that it holds.
+    pub(super) fn acknowledge_of(
+        &mut self,
+        member: &MemberId,
+        queue: QueueKey,
+        lease: Lease,
+        ranges: Vec<Range<QueueOffset>>,
+        reply: Option<Answer<()>>,
+    ) {
+        match self.check_lease(member, &queue, lease) {
+            Ok(()) => {
+                let owner = OffsetOwner { queue, member: self.owner(member) };
+                self.offsets.acknowledge(&self.shared, &owner, ranges, reply);
+            }
+            Err(stale) => super::answer(reply, Err(stale)),
         }
     }
 }
@@ -142,7 +163,8 @@ impl Offsets {
         self.answer_when_written(owner, reply);
     }
 
-    fn answer_when_written(&mut self, owner: &OffsetOwner, reply: Option<Answer<()>>) {
+    /// Answers once everything of this owner that changed so far is written.
+    pub(super) fn answer_when_written(&mut self, owner: &OffsetOwner, reply: Option<Answer<()>>) {
         match self.held.get_mut(owner) {
             Some(hold) => hold.replies.extend(reply),
             None => self.replies.extend(reply),

@@ -126,6 +126,7 @@ impl GroupActor {
             let queue = owner.queue.clone();
             self.offsets.adopt(owner, progress);
             if backwards {
+                self.popping.forget(&queue);
                 self.recall(&queue, ctx);
             } else if let Some(holding) = self.membership.holding(&queue)
                 && let Some(joined) = self.sessions.get(&holding.member)
@@ -141,7 +142,7 @@ impl GroupActor {
 
     /// Takes a queue from its holder and has it begin anew at the committed offset, so that nothing that was given
     /// out before can be acknowledged as what is given out again.
-    fn recall(&mut self, queue: &QueueKey, ctx: &mut Context<Self>) {
+    pub(super) fn recall(&mut self, queue: &QueueKey, ctx: &mut Context<Self>) {
         let mut effects = Vec::new();
         if let Some(holding) = self.membership.recall(queue, &mut effects)
             && let Some(joined) = self.sessions.get(&holding.member)

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use cuemq_storage_api::StoredRecord;
 
-use crate::limits::{MAX_UNACKED_BYTES, MAX_UNACKED_MESSAGES};
+use crate::limits::{MAX_POPPED_MESSAGES, MAX_UNACKED_BYTES, MAX_UNACKED_MESSAGES};
 
 /// An amount of messages: what may be out unsettled, what is, or the room between.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -17,6 +17,8 @@ pub(crate) struct Credit {
 impl Credit {
     /// What one consumer may have out.
     pub(crate) const CONSUMER: Self = Self { messages: MAX_UNACKED_MESSAGES, bytes: MAX_UNACKED_BYTES };
+    /// What a pool of pop consumers may have: the group bounds their number, and their bodies are not kept.
+    pub(crate) const POOL: Self = Self { messages: MAX_POPPED_MESSAGES, bytes: usize::MAX };
 
     /// What remains of it when this much is out; nothing once either is used up.
     pub(super) fn less(self, out: Self) -> Option<Self> {

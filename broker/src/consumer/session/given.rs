@@ -36,4 +36,11 @@ impl Records {
             Self::Many(stored) => stored,
         }
     }
+
+    pub(crate) fn into_vec(self) -> Vec<StoredRecord> {
+        match self {
+            Self::One(stored) => vec![stored],
+            Self::Many(stored) => stored,
+        }
+    }
 }

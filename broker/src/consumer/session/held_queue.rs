@@ -1,6 +1,6 @@
 //! One granted queue: how far it is read, what waits to go out, what comes again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -23,6 +23,8 @@ pub(crate) struct Granted {
     pub(crate) lease: Lease,
     pub(crate) tail: Arc<QueueTail>,
     pub(crate) progress: Progress,
+    /// What of it is in flight to somebody who popped it.
+    pub(crate) elsewhere: BTreeSet<QueueOffset>,
 }
 
 /// One granted queue.
@@ -36,6 +38,8 @@ pub(super) struct HeldQueue {
     pub(super) next: QueueOffset,
     pub(super) ready: Ready,
     again: VecDeque<Again>,
+    /// Open, but in flight to somebody who popped it: passed over.
+    pub(super) elsewhere: BTreeSet<QueueOffset>,
     pub(super) outstanding: usize,
     pub(super) revoked: bool,
 }
@@ -55,10 +59,10 @@ pub(super) enum QueuePlan {
 
 impl HeldQueue {
     pub(super) fn new(granted: Granted, order: Order) -> Self {
-        let Granted { key, lease, tail, progress } = granted;
+        let Granted { key, lease, tail, progress, elsewhere } = granted;
         let next = progress.next_open(progress.committed());
         let (ready, again) = (Ready::new(order), VecDeque::new());
-        Self { key, lease, tail, progress, next, ready, again, outstanding: 0, revoked: false }
+        Self { key, lease, tail, progress, next, ready, again, elsewhere, outstanding: 0, revoked: false }
     }
 
     pub(super) fn plan(&mut self, clock: &Clock, order: Order, room: Credit) -> QueuePlan {
@@ -112,9 +116,11 @@ impl HeldQueue {
     ) -> Vec<Range<QueueOffset>> {
         let mut at = fetched.start;
         let mut gaps = Vec::new();
-        for stored in &wanted {
-            gaps.push(at..stored.offset);
-            at = stored.offset.plus(1);
+        let mut kept: BTreeSet<QueueOffset> = self.elsewhere.range(fetched.clone()).copied().collect();
+        kept.extend(wanted.iter().map(|stored| stored.offset));
+        for offset in kept {
+            gaps.push(at..offset);
+            at = offset.plus(1);
         }
         gaps.push(at..fetched.end);
         self.ready.extend(wanted);
@@ -129,6 +135,13 @@ impl HeldQueue {
             self.ready.done(stored.offset..stored.offset.plus(1));
         } else {
             self.again.push_back(Again { at, stored, redeliveries });
+        }
+    }
+
+    /// Has a record go out before any other.
+    pub(super) fn first_again(&mut self, stored: StoredRecord, redeliveries: u32) {
+        if !self.progress.is_acked(stored.offset) {
+            self.again.push_front(Again { at: Timestamp::MIN, stored, redeliveries });
         }
     }
 

@@ -3,6 +3,7 @@
 //! The group's actor grants and revokes queues; the member reads them from storage by itself, up to what is visible.
 
 mod credit;
+mod elsewhere;
 mod given;
 mod held_queue;
 mod ready;
@@ -272,13 +273,14 @@ impl Session {
             Err(error) => return queue.after_failed_fetch(error, shared, from),
         };
         queue.next = fetch.next;
-        if tags == TagHashes::All && !queue.progress.has_acked_ranges() {
+        if tags == TagHashes::All && !queue.progress.has_acked_ranges() && queue.elsewhere.is_empty() {
             queue.ready.extend(fetch.records);
             return Ok(None);
         }
         let wanted = |stored: &StoredRecord| filter.is_none_or(|f| f.matches(stored.record.attributes.tag()));
-        let progress = &queue.progress;
-        let wanted = fetch.records.into_iter().filter(|r| wanted(r) && !progress.is_acked(r.offset)).collect();
+        let (progress, elsewhere) = (&queue.progress, &queue.elsewhere);
+        let open = |r: &StoredRecord| !progress.is_acked(r.offset) && !elsewhere.contains(&r.offset);
+        let wanted = fetch.records.into_iter().filter(|r| wanted(r) && open(r)).collect();
         let ranges = queue.take_up(wanted, from..fetch.next);
         Ok((!ranges.is_empty()).then_some(Next::Skipped { key, lease, ranges }))
     }
