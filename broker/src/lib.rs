@@ -69,7 +69,7 @@ pub use builder::BrokerBuilder;
 pub use clock::{Clock, ManualClock, Sleep};
 pub use consumer::{
     Batch, Consumer, ConsumerBuilder, Delivery, PopConsumer, PopConsumerBuilder, Popped, PullConsumer, Received,
-    SeekTo, StartAt, WorkerHandle,
+    SeekTo, Settlement, StartAt, WorkerHandle,
 };
 pub use cuemq_storage_api::{Engine, FaultEngine, MemoryEngine, QueueId, QueueKey, QueueOffset, Timestamp};
 pub use dead_letters::{

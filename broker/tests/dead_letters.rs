@@ -16,7 +16,7 @@ use cuemq::storage_api::ErrorKind as StorageKind;
 use cuemq::storage_api::fault::{Fault, Operation};
 use cuemq::{
     Broker, Consumer, DeadLetter, DeadReason, ErrorKind, LetterFilter, ManualClock, Message, QueueOffset, Received,
-    RetryPolicy, Timestamp,
+    RetryPolicy, Settlement, Timestamp,
 };
 
 on_every_engine!(
@@ -27,6 +27,7 @@ on_every_engine!(
     a_rejected_message_dies_at_once,
     a_long_error_is_cut,
     a_handlers_error_is_kept,
+    a_handler_may_say_more,
     each_message_dies_once_whatever_happens,
 );
 
@@ -273,6 +274,48 @@ async fn a_handlers_error_is_kept(store: Store) {
     }
     assert_eq!(said["fails"], "out of stock");
     assert_eq!(said["panics"], "the handler panicked");
+    worker.stop();
+    worker.join().await.unwrap();
+    broker.shutdown().await.unwrap();
+}
+
+async fn a_handler_may_say_more(store: Store) {
+    let clock = manual_clock();
+    let broker = store.open_at(&clock).await;
+    let producer = broker.producer("orders").await.unwrap();
+    for body in ["done", "later", "never"] {
+        producer.send(Message::new(body)).await.unwrap();
+    }
+    let consumer = join(&broker).await;
+    let letters = broker.dead_letters("group").unwrap();
+    let mut arrivals = letters.watch().unwrap();
+    let (calls, mut called) = tokio::sync::mpsc::unbounded_channel();
+    let worker = consumer.spawn(1, move |received| {
+        calls.send((common::text(&received), received.attempts())).unwrap();
+        async move {
+            match (common::text(&received).as_str(), received.attempts()) {
+                ("later", 0) => Settlement::RetryIn(Duration::from_secs(77), "not now".to_owned()),
+                ("later", _) => Settlement::Rejected(format!("after {}", received.last_error().unwrap())),
+                ("never", _) => Settlement::Rejected("no".to_owned()),
+                _ => Settlement::Done,
+            }
+        }
+    });
+    let letter = soon("a dead letter", arrivals.next()).await.unwrap();
+    assert_eq!((common::text(&letter).as_str(), letter.last_error()), ("never", Some("no")));
+    soon("the settling of the others", async { while broker.describe_group("group").await.unwrap().lag() > 0 {} })
+        .await;
+    clock.advance(Duration::from_secs(77));
+    let letter = soon("a dead letter", arrivals.next()).await.unwrap();
+    assert_eq!((common::text(&letter).as_str(), letter.last_error()), ("later", Some("after not now")));
+    assert_eq!((letter.attempts(), letter.reason()), (2, DeadReason::Rejected));
+    let mut all = Vec::new();
+    while let Ok(call) = called.try_recv() {
+        all.push(call);
+    }
+    all.sort_unstable();
+    let expected = [("done", 0), ("later", 0), ("later", 1), ("never", 0)];
+    assert_eq!(all, expected.map(|(body, attempts)| (body.to_owned(), attempts)));
     worker.stop();
     worker.join().await.unwrap();
     broker.shutdown().await.unwrap();

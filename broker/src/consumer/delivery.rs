@@ -135,6 +135,14 @@ impl Delivery {
         self.give_up(FailureCause::Retry { delay: None, error: Some(error.to_string()) }).await
     }
 
+    /// [`retry_in`](Delivery::retry_in) with a word on what went wrong.
+    ///
+    /// # Errors
+    /// As [`retry_later`](Delivery::retry_later).
+    pub async fn fail_for(self, pause: Duration, error: impl fmt::Display) -> Result<()> {
+        self.give_up(FailureCause::Retry { delay: Some(pause), error: Some(error.to_string()) }).await
+    }
+
     /// Makes the message a dead letter at once, because no redelivery will ever help, with a word on why.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ mod popped;
 mod pull;
 mod received;
 pub(crate) mod session;
+mod settlement;
 mod worker;
 
 use std::fmt;
@@ -24,6 +25,7 @@ pub use pop::{PopConsumer, PopConsumerBuilder};
 pub use popped::Popped;
 pub use pull::{PullConsumer, SeekTo};
 pub use received::Received;
+pub use settlement::Settlement;
 pub use worker::WorkerHandle;
 
 use crate::actors::group::{GroupHandle, GroupRequest};

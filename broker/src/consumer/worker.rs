@@ -1,6 +1,5 @@
 //! Runs a handler for every message of a consumer: push consumption.
 
-use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{Notify, oneshot};
 
-use super::{Consumer, Delivery, Received};
+use super::{Consumer, Delivery, Received, Settlement};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_UNACKED_MESSAGES, REDELIVERY_PAUSE};
 
@@ -17,29 +16,23 @@ impl Consumer {
     /// Calls `handler` for every message, up to `concurrency` of them at a time, until the consumer is closed.
     /// `Ok` acknowledges the message. `Err` has it delivered again: after the pause that the group's retry policy sets,
     /// or, in order, after one second and before anything else of its queue or key; after the policy's last redelivery
-    /// it becomes a dead letter. A handler that panics counts as failed.
+    /// it becomes a dead letter. A handler that panics counts as failed. One that has more to say returns a
+    /// [`Settlement`] instead.
     ///
     /// # Errors
     /// Why there will be no more messages; `Closed` is the regular end.
-    pub async fn run<H, F, E>(mut self, concurrency: usize, handler: H) -> Result<()>
+    pub async fn run<H, F>(mut self, concurrency: usize, handler: H) -> Result<()>
     where
         H: Fn(Received) -> F,
-        F: Future<Output = std::result::Result<(), E>>,
-        E: fmt::Display,
+        F: Future<Output: Into<Settlement>>,
     {
         self.run_until(concurrency, &handler, std::future::pending()).await
     }
 
-    async fn run_until<H, F, E>(
-        &mut self,
-        concurrency: usize,
-        handler: &H,
-        stop: impl Future<Output = ()>,
-    ) -> Result<()>
+    async fn run_until<H, F>(&mut self, concurrency: usize, handler: &H, stop: impl Future<Output = ()>) -> Result<()>
     where
         H: Fn(Received) -> F,
-        F: Future<Output = std::result::Result<(), E>>,
-        E: fmt::Display,
+        F: Future<Output: Into<Settlement>>,
     {
         let concurrency = concurrency.clamp(1, MAX_UNACKED_MESSAGES);
         let mut running = FuturesUnordered::new();
@@ -71,11 +64,10 @@ impl Consumer {
     /// Runs [`run`](Consumer::run) on one of the broker's own threads, which all spawned consumers share: handlers
     /// that block or compute for long belong into the program's own runtime instead.
     #[must_use = "dropping the handle stops the consumer"]
-    pub fn spawn<H, F, E>(mut self, concurrency: usize, handler: H) -> WorkerHandle
+    pub fn spawn<H, F>(mut self, concurrency: usize, handler: H) -> WorkerHandle
     where
         H: Fn(Received) -> F + Send + 'static,
-        F: Future<Output = std::result::Result<(), E>> + 'static,
-        E: fmt::Display + 'static,
+        F: Future<Output: Into<Settlement>> + 'static,
     {
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
@@ -94,26 +86,30 @@ impl Consumer {
 }
 
 /// Handles one message and settles it by the outcome.
-async fn handle<H, F, E>(delivery: Delivery, handler: &H)
+async fn handle<H, F>(delivery: Delivery, handler: &H)
 where
     H: Fn(Received) -> F,
-    F: Future<Output = std::result::Result<(), E>>,
-    E: fmt::Display,
+    F: Future<Output: Into<Settlement>>,
 {
     let received = (*delivery).clone();
-    let called = std::panic::AssertUnwindSafe(async { handler(received).await }).catch_unwind().await;
-    let failed = match called {
-        Ok(Ok(())) => return delivery.ack_soon(),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "the handler panicked".to_owned(),
-    };
-    let (queue, offset, attempts) = (delivery.queue().clone(), delivery.offset(), delivery.attempts());
-    tracing::debug!(%queue, %offset, attempts, error = failed, "a handler failed");
-    if delivery.comes_again_in_order() {
-        return delivery.again_after(REDELIVERY_PAUSE);
+    let called = std::panic::AssertUnwindSafe(async { handler(received).await.into() }).catch_unwind().await;
+    let settlement = called.unwrap_or_else(|_| Settlement::Failed("the handler panicked".to_owned()));
+    if settlement == Settlement::Done {
+        return delivery.ack_soon();
     }
-    if let Err(error) = delivery.fail(failed).await {
-        tracing::warn!(%queue, %offset, %error, "a retry was not stored; the message comes again");
+    let (queue, offset, attempts) = (delivery.queue().clone(), delivery.offset(), delivery.attempts());
+    tracing::debug!(%queue, %offset, attempts, ?settlement, "a handler failed");
+    let in_order = delivery.comes_again_in_order();
+    let stored = match settlement {
+        Settlement::Done => return,
+        Settlement::Failed(_) if in_order => return delivery.again_after(REDELIVERY_PAUSE),
+        Settlement::RetryIn(pause, _) if in_order => return delivery.again_after(pause),
+        Settlement::Failed(error) => delivery.fail(error).await,
+        Settlement::RetryIn(pause, error) => delivery.fail_for(pause, error).await,
+        Settlement::Rejected(error) => delivery.reject(error).await,
+    };
+    if let Err(error) = stored {
+        tracing::warn!(%queue, %offset, %error, "what became of a message was not stored; it comes again");
     }
 }
 
