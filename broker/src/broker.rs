@@ -20,6 +20,7 @@ use crate::builder::BrokerBuilder;
 use crate::clock::Clock;
 use crate::consumer::{ConsumerBuilder, PopConsumerBuilder, PullConsumer};
 use crate::dead_letters::DeadLetters;
+use crate::domain::topic_rules::TopicRules;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::SHUTDOWN_PATIENCE;
 use crate::producer::Producer;
@@ -146,7 +147,7 @@ impl Broker {
         self.shared().check_running()?;
         let name = TopicName::new(&spec.name)?;
         let queues = spec.queues.unwrap_or(self.settings().default_queues);
-        let create = CreateTopic { name, queues, flush: spec.flush, must_be_new: true };
+        let create = CreateTopic { name, queues, flush: spec.flush, rules: spec.rules, must_be_new: true };
         let handle = self.keeper.root.send(create).await.map_err(lost("the creation of the topic"))??;
         self.describe(&handle)
     }
@@ -342,7 +343,7 @@ impl Keeper {
             return Err(unknown_topic(&name));
         }
         let queues = self.shared.settings.default_queues;
-        let create = CreateTopic { name, queues, flush: None, must_be_new: false };
+        let create = CreateTopic { name, queues, flush: None, rules: TopicRules::default(), must_be_new: false };
         self.root.send(create).await.map_err(lost("the creation of the topic"))?
     }
 

@@ -10,6 +10,7 @@ use cuemq_storage_api::{Engine, WriteBatch};
 use tokio::sync::oneshot;
 
 use crate::actors::delay::DelayHandle;
+use crate::actors::expiry::ExpiryHandle;
 use crate::actors::gateway::GatewayActor;
 use crate::actors::group::GroupRequest;
 use crate::actors::root::RootActor;
@@ -157,6 +158,7 @@ async fn open_on(
         topics: Registry::new(),
         groups: Registry::new(),
         delay: OnceLock::new(),
+        expiry: OnceLock::new(),
         transaction: OnceLock::new(),
         probe,
         store_id,
@@ -187,6 +189,7 @@ async fn open_on(
 async fn start_all(shared: &Arc<Shared>, started: oneshot::Receiver<Result<()>>) -> Result<()> {
     started.await.unwrap_or_else(|_| Err(Error::lost("the start of the broker")))?;
     // Topics first: due messages look for theirs.
+    let _ = shared.expiry.set(ExpiryHandle::start(shared));
     let _ = shared.delay.set(DelayHandle::start(shared));
     let _ = shared.transaction.set(TransactionHandle::start(shared));
     watch_for_failure(shared);

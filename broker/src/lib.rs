@@ -78,6 +78,7 @@ pub use dead_letters::{
 };
 pub use domain::assignment::AssignmentStrategy;
 pub use domain::audit::AuditAction;
+pub use domain::expiry::OnExpiry;
 pub use domain::failure::DeadReason;
 pub use domain::letters::LetterFilter;
 pub use domain::offset_plan::{OffsetMove, ResetTo, Skip};

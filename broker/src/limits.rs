@@ -77,6 +77,8 @@ pub const MAX_LETTERS_EXAMINED: usize = 65_536;
 pub const MAX_FIRE_MESSAGES: usize = 256;
 /// Most payload bytes of delayed messages that fire in one write.
 pub const MAX_FIRE_BYTES: usize = 4 << 20;
+/// Most ended messages that groups are told of at once.
+pub const MAX_EXPIRED_MESSAGES: usize = 256;
 /// Most delayed messages waiting in one broker (promises 4.2).
 pub const MAX_DELAYED_MESSAGES: usize = 1_000_000;
 /// Most half messages waiting in one broker (promises 4.2).

@@ -55,6 +55,7 @@ struct Extras {
     sharding_key: Option<String>,
     properties: Vec<(String, String)>,
     delay: Option<Delay>,
+    ttl: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -141,6 +142,15 @@ impl Message {
         self
     }
 
+    /// Lets the message live this long, in whole milliseconds, from the time at which it becomes visible: now, when its
+    /// delay is over, or when its transaction is committed. A group that has not consumed it by then gets it no more; see
+    /// [`OnExpiry`](crate::OnExpiry). A shorter time to live of the topic counts instead.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.extras_mut().ttl = Some(ttl);
+        self
+    }
+
     /// The body.
     #[must_use]
     pub fn body(&self) -> &Bytes {
@@ -157,6 +167,10 @@ impl Message {
     #[must_use]
     pub fn tag_ref(&self) -> Option<&str> {
         self.extras.as_ref()?.tag.as_deref()
+    }
+
+    pub(crate) fn ttl_ref(&self) -> Option<Duration> {
+        self.extras.as_ref()?.ttl
     }
 
     pub(crate) fn delay_ref(&self) -> Option<Delay> {

@@ -14,6 +14,7 @@ use crate::actors::queue::{QueueHandle, Ticket};
 use crate::actors::topic::{SpanRequest, TopicHandle};
 use crate::admission::Taken;
 use crate::broker::Keeper;
+use crate::domain::expiry::{end_of_life, stamp};
 use crate::error::{Error, ErrorKind, Rejected, Result};
 use crate::message::{Delay, Message, Receipt};
 use crate::scheduled::{self, Recalled, Rescheduled, ScheduledId};
@@ -171,6 +172,7 @@ impl Producer {
                 return Err(Error::new(ErrorKind::Invalid, "a message of a batch cannot be delayed: send it alone"));
             }
             let attributes = message.checked_attributes(most)?;
+            let attributes = self.with_end(&message, attributes, || now);
             records.push(message.into_record(attributes, now));
         }
         Ok(records)
@@ -225,11 +227,13 @@ impl Producer {
         if let Some(delay) = message.delay_ref() {
             let (reply, receipt) = oneshot::channel();
             let now = clock.now();
+            let due = self.due(delay, now);
+            let attributes = self.with_end(&message, attributes, || due.max(now));
             // A selector has chosen, because it needs the message; the others choose when the message is due.
             let request = DelayRequest {
                 topic: self.topic.name().clone(),
                 queue: chosen.map(|queue| queue.key().queue),
-                due: self.due(delay, now),
+                due,
                 record: message.into_record(attributes, now),
                 flush: self.topic.flush(),
                 reply,
@@ -239,9 +243,19 @@ impl Producer {
             return PendingReceipt(Pending::Delayed(receipt));
         }
         let queue = chosen.unwrap_or_else(|| self.topic.choose(message.sharding_key_ref()));
+        let attributes = self.with_end(&message, attributes, || clock.now());
         // The queue sets when it was born: one look at the clock for all that wait.
         let record = message.into_record(attributes, Timestamp::MIN);
         PendingReceipt(Pending::Stored(queue.send(self.keeper.shared(), record, taken)))
+    }
+
+    /// The attributes with the end of a message that becomes visible then, if it has one.
+    fn with_end(&self, message: &Message, attributes: Attributes, visible: impl FnOnce() -> Timestamp) -> Attributes {
+        let (own, topic) = (message.ttl_ref(), self.topic.rules().ttl);
+        if own.is_none() && topic.is_none() {
+            return attributes;
+        }
+        end_of_life(visible(), own, topic).map_or(attributes.clone(), |end| stamp(&attributes, end))
     }
 
     fn due(&self, delay: Delay, now: Timestamp) -> Timestamp {

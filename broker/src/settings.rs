@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::expiry::OnExpiry;
 use crate::domain::retry::MAX_REDELIVERIES;
+use crate::domain::topic_rules::TopicRules;
 use crate::limits;
 
 /// When a send is acknowledged.
@@ -133,19 +135,35 @@ pub struct TopicSpec {
     pub(crate) name: String,
     pub(crate) queues: Option<u32>,
     pub(crate) flush: Option<Flush>,
+    pub(crate) rules: TopicRules,
 }
 
 impl TopicSpec {
     /// A topic with the broker's default number of queues and flush mode.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), queues: None, flush: None }
+        Self { name: name.into(), queues: None, flush: None, rules: TopicRules::default() }
     }
 
     /// Sets the number of queues, 1 to 1024.
     #[must_use]
     pub fn queues(mut self, queues: u32) -> Self {
         self.queues = Some(queues);
+        self
+    }
+
+    /// Sets how long the messages of this topic live, from the time at which they become visible, in whole milliseconds.
+    /// A message may live shorter ([`Message::ttl`](crate::Message::ttl)), not longer.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.rules.ttl = Some(ttl);
+        self
+    }
+
+    /// Sets what becomes of messages that a group did not consume within their time to live. Default: dead letters.
+    #[must_use]
+    pub fn on_expiry(mut self, on_expiry: OnExpiry) -> Self {
+        self.rules.on_expiry = on_expiry;
         self
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use cuemq_storage_api::{GroupName, TopicName};
 
 use crate::actors::delay::DelayHandle;
+use crate::actors::expiry::ExpiryHandle;
 use crate::actors::group::GroupHandle;
 use crate::actors::supervisor::Supervision;
 use crate::actors::topic::TopicHandle;
@@ -24,7 +25,7 @@ use crate::storage::StorageHandle;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct ProbePoint<'a> {
-    /// The kind of actor: `root`, `topic`, `queue`, `group`, `delay`, `transaction`.
+    /// The kind of actor: `root`, `topic`, `queue`, `group`, `delay`, `expiry`, `transaction`.
     pub actor: &'static str,
     /// Which one of its kind, such as `orders/0`.
     pub name: &'a str,
@@ -52,6 +53,7 @@ pub(crate) struct Shared {
     /// Delayed messages that wait for their time.
     pub(crate) delayed: Count,
     pub(crate) delay: OnceLock<DelayHandle>,
+    pub(crate) expiry: OnceLock<ExpiryHandle>,
     pub(crate) transaction: OnceLock<TransactionHandle>,
     pub(crate) restarts: Arc<AtomicU64>,
 }
@@ -85,6 +87,11 @@ impl Shared {
         self.delay.get().expect("the scheduler starts before anybody gets a handle of the broker").clone()
     }
 
+    /// The scheduler of expiries; there once the broker is open.
+    pub(crate) fn expiry_handle(&self) -> ExpiryHandle {
+        self.expiry.get().expect("the scheduler starts before anybody gets a handle of the broker").clone()
+    }
+
     /// The transaction checker; there once the broker is open.
     pub(crate) fn transaction_handle(&self) -> TransactionHandle {
         self.transaction.get().expect("the checker starts before anybody gets a handle of the broker").clone()
@@ -110,6 +117,7 @@ impl Shared {
         self.topics.all().iter().for_each(|(_, topic)| topic.end());
         self.groups.all().iter().for_each(|(_, group)| group.end());
         self.delay.get().iter().for_each(|delay| delay.end());
+        self.expiry.get().iter().for_each(|expiry| expiry.end());
         self.transaction.get().iter().for_each(|transaction| transaction.end());
     }
 }

@@ -151,11 +151,12 @@ impl TransactionProducer {
         let attributes = message.checked_attributes(shared.settings.max_body_bytes)?;
         let permit = shared.admit(1, message.payload_bytes()).await?.keep();
         let queue = self.topic.choose(message.sharding_key_ref()).key().clone();
+        let ttl = message.ttl_ref();
         let record = message.into_record(attributes, shared.clock.now());
         let handle = shared.transaction_handle();
         let (reply, answer) = oneshot::channel();
         let (group, flush) = (self.member.group.clone(), self.topic.flush());
-        handle.begin(BeginRequest { group, queue, record, flush, reply, permit });
+        handle.begin(BeginRequest { group, queue, record, ttl, flush, reply, permit });
         let id = answer.await.unwrap_or_else(|_| Err(Error::lost("the begin of the transaction")))?;
         Ok(Transaction { id, handle, _keeper: Arc::clone(&self.keeper) })
     }

@@ -9,6 +9,7 @@
 
 mod alarm;
 pub(crate) mod delay;
+pub(crate) mod expiry;
 pub(crate) mod gateway;
 pub(crate) mod group;
 pub(crate) mod mailbox;

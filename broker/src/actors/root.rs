@@ -16,6 +16,7 @@ use super::transaction::given_up_topic;
 use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::retry::RetryPolicy;
 use crate::domain::routing::QueueCount;
+use crate::domain::topic_rules::TopicRules;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_GROUPS, MAX_QUEUES_PER_TOPIC, MAX_TOPICS};
 use crate::settings::Flush;
@@ -39,6 +40,7 @@ pub(crate) struct CreateTopic {
     pub(crate) name: TopicName,
     pub(crate) queues: u32,
     pub(crate) flush: Option<Flush>,
+    pub(crate) rules: TopicRules,
     /// Whether a topic that is there already is an error.
     pub(crate) must_be_new: bool,
 }
@@ -104,7 +106,7 @@ impl RootActor {
             Some(false) => Flush::Buffered,
             None => self.shared.settings.flush,
         };
-        let handle = Arc::new(TopicHandle::new(&self.shared, name.clone(), row.queues, flush)?);
+        let handle = Arc::new(TopicHandle::new(&self.shared, name.clone(), row.queues, flush, row.rules)?);
         self.shared.topics.insert(name.clone(), Arc::clone(&handle));
         for (_, group) in self.shared.groups.all() {
             group.post(GroupRequest::TopicChanged { topic: name.clone() });
@@ -124,10 +126,11 @@ impl RootActor {
         name: &TopicName,
         queues: QueueCount,
         flush: Option<Flush>,
+        rules: TopicRules,
         batch: &mut WriteBatch,
     ) -> TopicRow {
         let durable_ack = flush.map(|flush| flush == Flush::Durable);
-        let row = TopicRow { queues, durable_ack, created_at: batch.stored_at() };
+        let row = TopicRow { queues, durable_ack, rules, created_at: batch.stored_at() };
         if self.shared.topics.get(name).is_none() {
             batch.put(&topic::TABLE, topic::key(name), row.encode());
         }
@@ -175,7 +178,7 @@ impl Actor for RootActor {
         let mut batch = WriteBatch::new(self.shared.clock.now());
         let system = [undeliverable(), given_up_topic()];
         let rows = system.map(|name| {
-            let row = self.put_topic(&name, QueueCount::ONE, Some(Flush::Durable), &mut batch);
+            let row = self.put_topic(&name, QueueCount::ONE, Some(Flush::Durable), TopicRules::default(), &mut batch);
             (name, row)
         });
         let storage = self.shared.storage.clone();
@@ -219,7 +222,7 @@ impl Handler<CreateTopic> for RootActor {
         let existing = self.shared.topics.get(&m.name);
         let checked = check_new_topic(&m, existing.as_deref(), self.shared.topics.len());
         let mut batch = WriteBatch::new(self.shared.clock.now());
-        let row = checked.map(|queues| self.put_topic(&m.name, queues, m.flush, &mut batch));
+        let row = checked.map(|queues| self.put_topic(&m.name, queues, m.flush, m.rules, &mut batch));
         let storage = self.shared.storage.clone();
         let stored = async move {
             let row = row?;
@@ -303,7 +306,7 @@ impl Handler<EnsureGroup> for RootActor {
         let mut batch = WriteBatch::new(now);
         let system = [TopicName::retry_of(&m.name), TopicName::dead_letter_of(&m.name)];
         let rows = system.map(|name| {
-            let row = self.put_topic(&name, QueueCount::ONE, Some(Flush::Buffered), &mut batch);
+            let row = self.put_topic(&name, QueueCount::ONE, Some(Flush::Buffered), TopicRules::default(), &mut batch);
             (name, row)
         });
         let row = self.group_row(&m).map(|(row, changed)| {

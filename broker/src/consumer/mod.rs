@@ -150,6 +150,7 @@ impl Consumer {
                 Next::Skipped { key, lease, ranges } => {
                     self.group.acknowledge(&self.session.member, &key, lease, &ranges, None);
                 }
+                Next::Ended { key, offsets } => self.group.withdraw_ended(&key, offsets),
                 Next::Wait(at) => return Ok(Step::Wait(at)),
             }
         }

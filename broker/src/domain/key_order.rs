@@ -85,6 +85,27 @@ impl<T> KeyOrder<T> {
         dropped.into_iter().filter_map(|entry| entry.key).for_each(|key| self.pass_on(&key));
     }
 
+    /// Drops what does not stay and is not out; what is out keeps its key.
+    pub(crate) fn retain(&mut self, mut stays: impl FnMut(&T) -> bool) {
+        let mut held_back_bytes = self.held_back_bytes;
+        for behind in self.taken.values_mut() {
+            behind.retain(|entry| {
+                let stays = stays(&entry.item);
+                held_back_bytes -= if stays { 0 } else { entry.bytes };
+                stays
+            });
+        }
+        self.held_back_bytes = held_back_bytes;
+        let (stay, dropped): (VecDeque<_>, VecDeque<_>) = self.free.drain(..).partition(|entry| stays(&entry.item));
+        self.free = stay;
+        dropped.into_iter().filter_map(|entry| entry.key).for_each(|key| self.pass_on(&key));
+    }
+
+    /// Everything that is not out, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.free.iter().chain(self.taken.values().flatten()).map(|entry| &entry.item)
+    }
+
     /// The message that had a key is gone: the next one is free.
     fn pass_on(&mut self, key: &Arc<str>) {
         match self.taken.get_mut(key).and_then(VecDeque::pop_front) {
@@ -172,6 +193,21 @@ mod tests {
         assert_eq!(take_all(&mut order), ["a3"]);
         order.pass_over(at(99));
         order.done(at(5)..at(8));
+        assert_eq!((order.taken.len(), order.out.len(), order.held_back_bytes()), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_does_not_stay_frees_what_comes_behind() {
+        let mut order = queue(&["a1", "a2", "b1", "b2", "-1", "a3", "b3", "c1"]);
+        assert_eq!(order.take(), Some("a1"));
+        order.retain(|name| !["a2", "b1", "b2", "c1"].contains(name));
+        let mut left: Vec<_> = order.iter().copied().collect();
+        left.sort_unstable();
+        assert_eq!((left, order.held_back_bytes()), (vec!["-1", "a3", "b3"], 10));
+        assert_eq!(take_all(&mut order), ["-1", "b3"]);
+        order.done(at(0)..at(9));
+        assert_eq!(take_all(&mut order), ["a3"]);
+        order.done(at(0)..at(9));
         assert_eq!((order.taken.len(), order.out.len(), order.held_back_bytes()), (0, 0, 0));
     }
 

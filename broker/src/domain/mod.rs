@@ -6,6 +6,7 @@
 pub(crate) mod assignment;
 pub(crate) mod audit;
 pub(crate) mod delay;
+pub(crate) mod expiry;
 pub(crate) mod failed_copy;
 pub(crate) mod failure;
 pub(crate) mod filter;
@@ -23,4 +24,5 @@ pub(crate) mod progress;
 pub(crate) mod restart;
 pub(crate) mod retry;
 pub(crate) mod routing;
+pub(crate) mod topic_rules;
 pub(crate) mod transaction;

@@ -19,6 +19,9 @@ pub(crate) const MAX_OPEN_MESSAGES: u64 = 2048;
 /// open message of its own before it.
 pub(crate) const MAX_ACKED_RANGES: usize = 2048;
 
+/// Most ranges that withdrawn messages beyond the window add to that.
+pub(crate) const MAX_WITHDRAWN_RANGES: usize = 1024;
+
 /// What an acknowledgement changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Acked {
@@ -53,7 +56,8 @@ pub(crate) struct Clamped {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Progress {
     committed: QueueOffset,
-    /// Start to end of acknowledged ranges; none touches another or `committed`, all lie within the window.
+    /// Start to end of acknowledged ranges; none touches another or `committed`. All but those of withdrawn messages lie
+    /// within the window.
     acked: BTreeMap<QueueOffset, QueueOffset>,
     /// How many offsets these ranges have together.
     done: u64,
@@ -79,8 +83,8 @@ impl Progress {
         for range in acked {
             stored = stored.max(range.end);
             let within = range.start..range.end.min(log_end);
-            // One beyond the window was never written.
-            let _ = progress.ack_range(within);
+            // Nothing was written that may not be there.
+            progress.insert(within);
         }
         (progress, (stored > log_end).then_some(Clamped { stored, log_end }))
     }
@@ -112,7 +116,15 @@ impl Progress {
     /// may be.
     #[must_use]
     pub(crate) fn window_end(&self) -> QueueOffset {
-        self.committed.plus(self.done + MAX_OPEN_MESSAGES)
+        let end = self.committed.plus(self.done + MAX_OPEN_MESSAGES);
+        if self.acked.last_key_value().is_none_or(|(_, last)| *last <= end) {
+            return end;
+        }
+        // Messages were withdrawn beyond it: what is done there opens nothing.
+        let open = self.committed.plus(MAX_OPEN_MESSAGES);
+        self.acked_ranges().fold(open, |end, done| {
+            if done.start <= end { end.plus(done.end.get() - done.start.get()) } else { end }
+        })
     }
 
     /// The first offset at or after `from` that is not acknowledged: where a fetch goes on after a restart.
@@ -136,8 +148,7 @@ impl Progress {
     /// # Errors
     /// When too many messages would be open below the range's end; nothing has changed then.
     pub(crate) fn ack_range(&mut self, range: Range<QueueOffset>) -> Result<Acked, BeyondWindow> {
-        // Beyond the window everything is open but the range itself.
-        if range.end > self.window_end() && self.open_below_end_with(&range) > MAX_OPEN_MESSAGES {
+        if range.end > self.window_end() && self.open_below(range.start) > MAX_OPEN_MESSAGES {
             return Err(BeyondWindow { end: self.window_end() });
         }
         let before = self.committed;
@@ -147,6 +158,22 @@ impl Progress {
             true => Acked::Kept,
             false => Acked::Again,
         })
+    }
+
+    /// Whether a message can be withdrawn: one within the window always, one beyond it as long as there are few gaps.
+    #[must_use]
+    pub(crate) fn has_room_to_withdraw(&self, offset: QueueOffset) -> bool {
+        offset < self.window_end() || self.acked.len() < MAX_WITHDRAWN_RANGES
+    }
+
+    /// Declares a message done that was never given out, wherever it lies; false, and nothing has changed, when there is
+    /// no room for it.
+    pub(crate) fn withdraw(&mut self, offset: QueueOffset) -> bool {
+        let room = self.has_room_to_withdraw(offset);
+        if room {
+            self.insert(offset..offset.plus(1));
+        }
+        room
     }
 
     /// Declares everything below an offset done, as a manual commit or the loss of expired messages does. Never moves
@@ -164,13 +191,21 @@ impl Progress {
         *self = Self::starting_at(offset);
     }
 
-    /// How many offsets would be open below the end of a range that ends beyond all others, were it acknowledged.
-    fn open_below_end_with(&self, range: &Range<QueueOffset>) -> u64 {
-        let start = range.start.max(self.committed);
-        let from = self.range_at(start).map_or(start, |known| known.start);
-        let known = self.acked.range(from..).map(|(known, end)| end.get() - (*known).max(start).get());
-        let new = range.end.get().saturating_sub(start.get()).saturating_sub(known.sum());
-        range.end.get() - self.committed.get() - self.done - new
+    /// How many offsets are open below this one.
+    fn open_below(&self, offset: QueueOffset) -> u64 {
+        let done = self.acked.range(..offset).map(|(start, end)| (*end).min(offset).get() - start.get());
+        offset.get().saturating_sub(self.committed.get()).saturating_sub(done.sum())
+    }
+
+    /// What is open within a range; rising.
+    pub(crate) fn open_ranges(&self, within: Range<QueueOffset>) -> impl Iterator<Item = Range<QueueOffset>> {
+        let mut at = within.start.max(self.committed);
+        let ends = self.acked_ranges().chain(std::iter::once(within.end..within.end));
+        ends.filter_map(move |done| {
+            let open = at..done.start.min(within.end);
+            at = at.max(done.end);
+            (open.start < open.end).then_some(open)
+        })
     }
 
     /// Adds a range, merging it with its neighbours and with the committed offset; whether anything changed.

@@ -7,6 +7,7 @@
 //! Bodies and attributes stand behind the fields as they are, so that they are copied once and read back as slices.
 
 use std::fmt;
+use std::time::Duration;
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -112,6 +113,11 @@ pub(crate) fn decode_with_record<T: DeserializeOwned>(
         return Err(DecodeError::new(table, format!("body has {} bytes, more than {MAX_BODY_BYTES}", rest.len())));
     }
     Ok((fields, Record::new(rest, Timestamp::from_millis(born_at)).with_attributes(attributes)))
+}
+
+/// A time span as rows keep it; one beyond 2^64 ms is as good as for ever.
+pub(crate) fn whole_millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn encode_fields<T: Serialize>(fields: &T) -> Vec<u8> {

@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{DecodeError, decode, encode};
 use crate::domain::member::MemberId;
-use crate::domain::progress::{MAX_ACKED_RANGES, Progress};
+use crate::domain::progress::{MAX_ACKED_RANGES, MAX_WITHDRAWN_RANGES, Progress};
 
 const NAME: &str = "consumer_offset";
 const VERSION: u8 = 1;
 const QUEUE_BYTES: usize = 4;
+const MAX_RANGES: usize = MAX_ACKED_RANGES + MAX_WITHDRAWN_RANGES;
 
 /// The table.
 pub(crate) static TABLE: Table = Table::named(NAME);
@@ -26,7 +27,8 @@ pub(crate) static TABLE: Table = Table::named(NAME);
 pub(crate) struct ConsumerOffsetRow {
     /// Everything below is done.
     pub(crate) committed: QueueOffset,
-    /// What is done above it: rising ranges that do not touch, at most [`MAX_ACKED_RANGES`].
+    /// What is done above it: rising ranges that do not touch, at most [`MAX_ACKED_RANGES`] and
+    /// [`MAX_WITHDRAWN_RANGES`] together.
     pub(crate) acked: Vec<Range<QueueOffset>>,
 }
 
@@ -120,8 +122,8 @@ impl ConsumerOffsetRow {
     /// When it is of another version or damaged: too many ranges, touching or empty ones, offsets that cannot be.
     pub(crate) fn decode(value: &[u8]) -> Result<Self, DecodeError> {
         let Fields { committed, acked: encoded } = decode(NAME, VERSION, value)?;
-        if encoded.len() > MAX_ACKED_RANGES {
-            let reason = format!("{} acknowledged ranges, more than {MAX_ACKED_RANGES}", encoded.len());
+        if encoded.len() > MAX_RANGES {
+            let reason = format!("{} acknowledged ranges, more than {MAX_RANGES}", encoded.len());
             return Err(DecodeError::new(NAME, reason));
         }
         let mut end = offset(Some(committed))?;
@@ -217,8 +219,8 @@ mod tests {
             let error = ConsumerOffsetRow::decode(bytes).unwrap_err().to_string();
             assert!(error.contains(hint), "{bytes:?}: {error}");
         }
-        let many = Fields { committed: 0, acked: vec![(1, 1); MAX_ACKED_RANGES + 1] };
-        assert!(ConsumerOffsetRow::decode(&encode(VERSION, &many)).unwrap_err().to_string().contains("2049"));
+        let many = Fields { committed: 0, acked: vec![(1, 1); MAX_RANGES + 1] };
+        assert!(ConsumerOffsetRow::decode(&encode(VERSION, &many)).unwrap_err().to_string().contains("3073"));
         for bad in [&b"g"[..], b"g\0t", b"g\0t\0\0\0\0", b"g\0t\0\0\0\0\0x", b"\0t\0\0\0\0\0", b"g\0t\0\xff\0\0\0"] {
             assert!(decode_key(bad).is_err(), "{bad:?}");
         }

@@ -1,14 +1,16 @@
 //! Table `half_message`: messages whose transaction is not decided. Key: `transaction u64 BE`.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use cuemq_storage_api::{GroupName, QueueId, Record, Table, Timestamp, TopicName};
 use serde::{Deserialize, Serialize};
 
-use super::codec::{DecodeError, decode_with_record, encode_with_record};
+use super::codec::{DecodeError, decode_with_record, encode_with_record, whole_millis};
 use crate::domain::transaction::TransactionId;
 
 const NAME: &str = "half_message";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The table.
 pub(crate) static TABLE: Table = Table::named(NAME);
@@ -28,6 +30,8 @@ pub(crate) struct HalfMessageRow {
     pub(crate) checks: u32,
     /// When it is asked next.
     pub(crate) next_check_at: Timestamp,
+    /// How long the message lives once it is committed, in whole milliseconds.
+    pub(crate) ttl: Option<Duration>,
     /// The message.
     pub(crate) record: Record,
 }
@@ -40,6 +44,7 @@ struct Fields {
     begun_at: i64,
     checks: u32,
     next_check_at: i64,
+    ttl_ms: Option<u64>,
 }
 
 /// The key of a transaction, here and in table `transaction_outcome`.
@@ -67,6 +72,7 @@ impl HalfMessageRow {
             begun_at: self.begun_at.as_millis(),
             checks: self.checks,
             next_check_at: self.next_check_at.as_millis(),
+            ttl_ms: self.ttl.map(whole_millis),
         };
         encode_with_record(VERSION, &fields, &self.record)
     }
@@ -84,6 +90,7 @@ impl HalfMessageRow {
             begun_at: Timestamp::from_millis(fields.begun_at),
             checks: fields.checks,
             next_check_at: Timestamp::from_millis(fields.next_check_at),
+            ttl: fields.ttl_ms.map(Duration::from_millis),
             record,
         })
     }
@@ -97,12 +104,13 @@ mod tests {
     use crate::tables::codec::tests::{any_record, hex, tagged_record};
 
     const GOLDEN: &str = concat!(
-        "0100000025",
+        "0200000029",
         "087061796d656e7473",
         "066f726465727303",
         "fd00d0ca9f17030000",
         "02",
         "fda0d3cc9f17030000",
+        "01fb60ea",
         "0a",
         "0000000d",
         "01030070617904040001006131",
@@ -117,6 +125,7 @@ mod tests {
             begun_at: Timestamp::from_millis(1_700_000_000_000),
             checks: 2,
             next_check_at: Timestamp::from_millis(1_700_000_066_000),
+            ttl: Some(Duration::from_secs(60)),
             record,
         }
     }

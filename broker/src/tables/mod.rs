@@ -6,6 +6,7 @@ pub(crate) mod consumer_offset;
 pub(crate) mod counter;
 pub(crate) mod dead_letter;
 pub(crate) mod delay;
+pub(crate) mod expiry;
 pub(crate) mod group;
 pub(crate) mod half_message;
 pub(crate) mod topic;

@@ -1,14 +1,18 @@
 //! Table `topic`: what each topic is made of. Key: the topic's name.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use cuemq_storage_api::{Table, Timestamp, TopicName};
 use serde::{Deserialize, Serialize};
 
-use super::codec::{DecodeError, decode, encode};
+use super::codec::{DecodeError, decode, encode, whole_millis};
+use crate::domain::expiry::OnExpiry;
 use crate::domain::routing::QueueCount;
+use crate::domain::topic_rules::TopicRules;
 
 const NAME: &str = "topic";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The table.
 pub(crate) static TABLE: Table = Table::named(NAME);
@@ -20,6 +24,8 @@ pub(crate) struct TopicRow {
     pub(crate) queues: QueueCount,
     /// Whether its messages are durable before they are acknowledged; `None` leaves that to the broker's settings.
     pub(crate) durable_ack: Option<bool>,
+    /// What it demands of its messages.
+    pub(crate) rules: TopicRules,
     /// When it was created.
     pub(crate) created_at: Timestamp,
 }
@@ -29,6 +35,8 @@ struct Fields {
     queues: u32,
     durable_ack: Option<bool>,
     created_at: i64,
+    ttl_ms: Option<u64>,
+    on_expiry: OnExpiry,
 }
 
 /// The key of a topic.
@@ -48,8 +56,14 @@ pub(crate) fn decode_key(key: &[u8]) -> Result<TopicName, DecodeError> {
 impl TopicRow {
     /// The row's value.
     pub(crate) fn encode(&self) -> Bytes {
-        let Self { queues, durable_ack, created_at } = self;
-        let fields = Fields { queues: queues.get(), durable_ack: *durable_ack, created_at: created_at.as_millis() };
+        let Self { queues, durable_ack, rules, created_at } = self;
+        let fields = Fields {
+            queues: queues.get(),
+            durable_ack: *durable_ack,
+            created_at: created_at.as_millis(),
+            ttl_ms: rules.ttl.map(whole_millis),
+            on_expiry: rules.on_expiry,
+        };
         encode(VERSION, &fields)
     }
 
@@ -62,6 +76,7 @@ impl TopicRow {
         Ok(Self {
             queues: QueueCount::new(fields.queues).map_err(DecodeError::invalid(NAME))?,
             durable_ack: fields.durable_ack,
+            rules: TopicRules { ttl: fields.ttl_ms.map(Duration::from_millis), on_expiry: fields.on_expiry },
             created_at: Timestamp::from_millis(fields.created_at),
         })
     }
@@ -79,9 +94,10 @@ mod tests {
         let row = TopicRow {
             queues: QueueCount::new(300).unwrap(),
             durable_ack: Some(true),
+            rules: TopicRules { ttl: Some(Duration::from_secs(60)), on_expiry: OnExpiry::Drop },
             created_at: Timestamp::from_millis(1_700_000_000_000),
         };
-        assert_eq!(hex(&row.encode()), "01fb2c010101fd00d0ca9f17030000");
+        assert_eq!(hex(&row.encode()), "02fb2c010101fd00d0ca9f1703000001fb60ea01");
         let topic = TopicName::new("orders").unwrap();
         assert_eq!(&key(&topic)[..], b"orders");
         assert_eq!(decode_key(&key(&topic)), Ok(topic));
@@ -89,15 +105,17 @@ mod tests {
 
     #[test]
     fn what_no_topic_can_be_is_refused() {
-        assert!(TopicRow::decode(&[1, 0, 0, 0]).unwrap_err().to_string().contains("0 queues"));
+        assert!(TopicRow::decode(&[VERSION, 0, 0, 0, 0, 0]).unwrap_err().to_string().contains("0 queues"));
         assert!(decode_key(b"a b").is_err() && decode_key(&[0xff]).is_err());
     }
 
     proptest! {
         #[test]
-        fn round_trip(queues in 1u32..1_000_000, durable_ack: Option<bool>, at: i64) {
+        fn round_trip(queues in 1u32..1_000_000, durable_ack: Option<bool>, at: i64, ttl: Option<u64>, drop: bool) {
             let queues = QueueCount::new(queues).unwrap();
-            let row = TopicRow { queues, durable_ack, created_at: Timestamp::from_millis(at) };
+            let on_expiry = if drop { OnExpiry::Drop } else { OnExpiry::DeadLetter };
+            let rules = TopicRules { ttl: ttl.map(Duration::from_millis), on_expiry };
+            let row = TopicRow { queues, durable_ack, rules, created_at: Timestamp::from_millis(at) };
             prop_assert_eq!(TopicRow::decode(&row.encode()), Ok(row));
         }
 

@@ -18,6 +18,7 @@ pub(crate) use handle::DelayHandle;
 pub(crate) use messages::{Change, ChangeRequest, Changed, DelayCommand, DelayRequest};
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
+use super::expiry::Endings;
 use super::mailbox::{Drain, Inbox};
 use super::supervisor::fail_start;
 use crate::domain::delay::{DelayEffect, DelaySchedule, TimerKey};
@@ -241,7 +242,7 @@ impl DelayActor {
 
     /// Appends due messages to their queues and deletes their rows, as one batch.
     fn fire(&mut self, due: Vec<TimerKey>) -> Result<()> {
-        let mut batch = WriteBatch::new(self.shared.clock.now());
+        let (mut batch, mut endings) = (WriteBatch::new(self.shared.clock.now()), Endings::default());
         let (mut fired, mut flush, mut bytes) = (Vec::new(), Flush::Buffered, 0);
         for timer in due {
             if bytes > MAX_FIRE_BYTES {
@@ -258,7 +259,7 @@ impl DelayActor {
             if wanted == Flush::Durable {
                 flush = Flush::Durable;
             }
-            batch.append(&queue, row.record);
+            endings.append(&self.shared, &mut batch, &queue, row.record);
             batch.delete(&table::TABLE, key);
             fired.push(timer);
         }
@@ -270,7 +271,10 @@ impl DelayActor {
         self.shared.storage.write(batch, flush, move |result| {
             me.iter().for_each(|delay| delay.fired(fired.clone()));
             match result {
-                Ok(_) => shared.delayed.subtract(fired.len()),
+                Ok(_) => {
+                    shared.delayed.subtract(fired.len());
+                    endings.stored(&shared);
+                }
                 Err(error) => {
                     tracing::warn!(error = %error.get(), messages = fired.len(), "due messages could not be moved yet");
                     if let (true, Some(delay)) = (error.get().is_certainly_not_applied(), me) {

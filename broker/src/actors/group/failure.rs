@@ -10,6 +10,7 @@ use cuemq_storage_api::{QueueId, QueueKey, QueueOffset, StoredRecord, TopicName,
 use super::messages::Answer;
 use super::offsets::OffsetOwner;
 use super::{GroupActor, GroupRequest};
+use crate::actors::expiry::Endings;
 use crate::domain::delay::TimerKey;
 use crate::domain::failed_copy::{FailedCopy, expires_at};
 use crate::domain::failure::{DeadReason, FailureCause, Verdict, judge};
@@ -88,7 +89,7 @@ impl GroupActor {
         let Failure { holder, queue, .. } = &failure;
         let checked = holder.as_ref().map_or(Ok(()), |(member, lease)| self.check_lease(member, queue, *lease));
         match checked.and_then(|()| self.failure_batch(&failure)) {
-            Ok((batch, timer)) => {
+            Ok((batch, timer, endings)) => {
                 let hold = self.offsets.hold(owner);
                 let (shared, inbox, me) = (Arc::clone(&self.shared), Arc::clone(&self.inbox), ctx.address());
                 self.shared.storage.write(batch, Flush::Buffered, move |result| {
@@ -99,6 +100,9 @@ impl GroupActor {
                     if let (Ok(_), Some(timer)) = (&result, timer) {
                         shared.delayed.add(1);
                         shared.delay_handle().stored(vec![timer]);
+                    }
+                    if result.is_ok() {
+                        endings.stored(&shared);
                     }
                     let _ = failure.reply.send(result.map(|_| ()).map_err(|error| error.get()));
                 });
@@ -121,15 +125,21 @@ impl GroupActor {
     ) {
         let owner = OffsetOwner { queue, member: None };
         self.offsets.release(&owner, hold, stored.then_some(offset));
+        self.next_withdrawal(ctx);
+        self.next_failures(&owner, ctx);
+    }
+
+    /// Failures of a queue that have waited for another write, as long as that does not hold its row.
+    pub(super) fn next_failures(&mut self, owner: &OffsetOwner, ctx: &Context<Self>) {
         // One that is refused holds nothing.
-        while !self.offsets.is_held(&owner)
+        while !self.offsets.is_held(owner)
             && let Some(next) = self.failures.next(&owner.queue)
         {
             self.fail(next, ctx);
         }
     }
 
-    fn failure_batch(&self, failure: &Failure) -> Result<(WriteBatch, Option<TimerKey>)> {
+    fn failure_batch(&mut self, failure: &Failure) -> Result<(WriteBatch, Option<TimerKey>, Endings)> {
         let Failure { queue, stored, cause, .. } = failure;
         let owner = OffsetOwner { queue: queue.clone(), member: None };
         if self.offsets.is_done(&owner, stored.offset) {
@@ -139,7 +149,7 @@ impl GroupActor {
         }
         let now = self.shared.clock.now();
         let mut batch = WriteBatch::new(now);
-        let mut timer = None;
+        let (mut timer, mut endings) = (None, Endings::default());
         let copy = |dead: Option<DeadReason>| {
             let (failed, error) = (cause.is_of_a_delivery(), cause.error());
             let (origin_id, failures) = (failure.origin_id, failure.failures);
@@ -147,7 +157,8 @@ impl GroupActor {
         };
         match judge(&self.policy, cause, failure.failures, expires_at(&stored.record), now) {
             Verdict::AgainNow => {
-                batch.append(&first_queue(TopicName::retry_of(&self.group)), copy(None)?);
+                let retries = first_queue(TopicName::retry_of(&self.group));
+                endings.append(&self.shared, &mut batch, &retries, copy(None)?);
             }
             Verdict::AgainAt(due) => {
                 let key = *timer.insert(TimerKey::new(due, self.shared.take_number()));
@@ -159,12 +170,13 @@ impl GroupActor {
                 };
                 batch.put(&delay::TABLE, delay::key(key), row.encode());
             }
+            Verdict::Dead(reason) if self.drops(&owner, stored, reason) => self.withdrawals.dropped += 1,
             Verdict::Dead(reason) => {
                 batch.append(&first_queue(TopicName::dead_letter_of(&self.group)), copy(Some(reason))?);
             }
         }
         self.offsets.acknowledge_in(&owner, stored.offset, &mut batch);
-        Ok((batch, timer))
+        Ok((batch, timer, endings))
     }
 }
 

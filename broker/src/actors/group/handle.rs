@@ -9,10 +9,11 @@ use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, TopicName};
 use tokio::sync::oneshot;
 
 use super::messages::Answer;
-use super::{GroupActor, GroupRequest, KIND, PopRequest, Start};
+use super::{GroupActor, GroupRequest, KIND, PopRequest, Start, Withdrawal};
 use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::supervisor::Identity;
 use crate::consumer::session::Session;
+use crate::domain::failure::DeadReason;
 use crate::domain::member::{MemberId, Room};
 use crate::domain::membership::Lease;
 use crate::error::{Error, ErrorKind, Result};
@@ -72,6 +73,15 @@ impl GroupHandle {
             tracing::debug!(group = %self.name, request = request.name(), "a request came after the group had ended");
             request.refuse(self.ended());
         }
+    }
+
+    /// Tells of messages that have ended before they were given out.
+    pub(crate) fn withdraw_ended(&self, queue: &QueueKey, offsets: Vec<QueueOffset>) {
+        if offsets.is_empty() {
+            return;
+        }
+        let messages = offsets.into_iter().map(|offset| (queue.clone(), offset)).collect();
+        self.post(GroupRequest::Withdraw(Withdrawal { messages, why: DeadReason::Expired, reply: None }));
     }
 
     /// Tells of messages that are done. One that nobody waits for joins the one before it where it can: a consumer that

@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::letters::LetterRequest;
 use super::operation::Operation;
 use super::pop::PopRequest;
+use super::withdrawal::{Withdrawal, Withdrawn};
 use crate::consumer::session::Session;
 use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::{MemberId, Room};
@@ -48,6 +49,10 @@ pub(crate) enum GroupRequest {
     LettersHandled,
     /// Whatever a pop consumer asks for.
     Pop(PopRequest),
+    /// Messages that nobody has are taken away: they have ended, or there are too many.
+    Withdraw(Withdrawal),
+    /// The write of that has an outcome.
+    Withdrawn(Withdrawn),
     /// Where consumption of a queue stands; `None` when the group never read it.
     Committed { queue: QueueKey, reply: Answer<Option<QueueOffset>> },
     /// Sets where consumption goes on, forwards or back. Refused while a member holds the queue.
@@ -79,6 +84,8 @@ impl GroupRequest {
             Self::Letters(_) => "Letters",
             Self::LettersHandled => "LettersHandled",
             Self::Pop(request) => request.name(),
+            Self::Withdraw(_) => "Withdraw",
+            Self::Withdrawn(_) => "Withdrawn",
             Self::Committed { .. } => "Committed",
             Self::Reset { .. } => "Reset",
             Self::Operate(_) => "Operate",
@@ -116,6 +123,7 @@ impl GroupRequest {
         let reply = match self {
             Self::Acknowledge { reply, .. } => reply,
             Self::Fail(failure) => Some(failure.reply),
+            Self::Withdraw(withdrawal) => withdrawal.reply,
             _ => None,
         };
         super::answer(reply, Err(error));
@@ -174,6 +182,9 @@ pub struct GroupDescription {
     pub paused: bool,
     /// Messages in flight to its pop consumers.
     pub in_flight: usize,
+    /// Messages that were dropped because their time to live was over, since the broker opened. Those that became dead
+    /// letters are not among them.
+    pub expired: u64,
 }
 
 impl GroupDescription {

@@ -12,6 +12,7 @@ mod messages;
 mod offsets;
 mod operation;
 mod pop;
+mod withdrawal;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub(crate) use messages::{Answer, GroupRequest, Start};
 pub use messages::{GroupDescription, MemberDescription, QueueLag};
 pub(crate) use operation::{MoveOffsets, Operation};
 pub(crate) use pop::{PopRequest, PoppedRecord, Ticket, Wish};
+pub(crate) use withdrawal::Withdrawal;
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::mailbox::{Drain, Inbox};
@@ -44,6 +46,7 @@ use crate::tables::group::{self, GroupRow};
 use letters::Letters;
 use offsets::{OffsetOwner, Offsets};
 use pop::Popping;
+use withdrawal::Withdrawals;
 
 pub(crate) const KIND: &str = "group";
 
@@ -56,6 +59,7 @@ pub(crate) struct GroupActor {
     sessions: HashMap<MemberId, Joined>,
     offsets: Offsets,
     letters: Letters,
+    withdrawals: Withdrawals,
     policy: RetryPolicy,
     paused: bool,
     failures: Failures,
@@ -156,6 +160,7 @@ impl GroupActor {
             offsets: Offsets::new(group.clone()),
             letters: Letters::default(),
             popping: Popping::new(shared.take_number()),
+            withdrawals: Withdrawals::default(),
             shared,
             group,
             name,
@@ -183,6 +188,7 @@ impl GroupActor {
             // A restart finds every write at its end, and nobody who tells of it.
             actor.letters_handled(ctx);
             actor.set_deadline(ctx);
+            actor.withdraw_again(ctx);
         }));
     }
 
@@ -203,6 +209,7 @@ impl GroupActor {
                 again.push(GroupRequest::Leave { session });
                 continue;
             }
+            self.withdraw_what_is_kept(&session, ctx);
             for (queue, lease, done) in session.holdings() {
                 if self.check_lease(&session.member, &queue, lease).is_ok() {
                     let owner = OffsetOwner { queue, member: self.owner(&session.member) };
@@ -264,6 +271,8 @@ impl GroupActor {
             GroupRequest::Failed { queue, offset, stored, hold } => self.failed(queue, offset, stored, hold, ctx),
             GroupRequest::Letters(request) => self.handle_letters(request, ctx),
             GroupRequest::LettersHandled => self.letters_handled(ctx),
+            GroupRequest::Withdraw(withdrawal) => self.withdraw(withdrawal, ctx),
+            GroupRequest::Withdrawn(withdrawn) => self.withdrawn(withdrawn, ctx),
             GroupRequest::Committed { queue, reply } => {
                 let _ = reply.send(Ok(self.offsets.committed(&OffsetOwner { queue, member: None })));
             }
@@ -455,7 +464,8 @@ impl GroupActor {
         let mut members: Vec<_> = self.sessions.values().map(describe).collect();
         members.sort_by(|a, b| a.member.cmp(&b.member));
         let (queues, in_flight) = (self.offsets.lags(&self.shared)?, self.popping.in_flight());
-        Ok(GroupDescription { members, queues, paused: self.paused, in_flight })
+        let (paused, expired) = (self.paused, self.withdrawals.dropped);
+        Ok(GroupDescription { members, queues, paused, in_flight, expired })
     }
 
     fn write_offsets(&mut self) {

@@ -221,6 +221,29 @@ impl Offsets {
         self.progress.get(owner).is_some_and(|progress| progress.is_acked(offset))
     }
 
+    /// Whether the group, or the member of a broadcasting one, knows the queue and has not done this message.
+    pub(super) fn is_open(&self, owner: &OffsetOwner, offset: QueueOffset) -> bool {
+        self.progress.get(owner).is_some_and(|progress| !progress.is_acked(offset))
+    }
+
+    /// Whose progress there is in a queue.
+    pub(super) fn owners_of(&self, queue: &QueueKey) -> Vec<OffsetOwner> {
+        let first = OffsetOwner { queue: queue.clone(), member: None };
+        let owners = self.progress.range(first..).map(|(owner, _)| owner);
+        owners.take_while(|owner| owner.queue == *queue).cloned().collect()
+    }
+
+    pub(super) fn progress_of(&self, owner: &OffsetOwner) -> Progress {
+        self.progress.get(owner).cloned().unwrap_or_default()
+    }
+
+    /// A message was withdrawn, and storage has it.
+    pub(super) fn withdrawn(&mut self, owner: &OffsetOwner, offset: QueueOffset) {
+        self.progress.entry(owner.clone()).or_default().withdraw(offset);
+        // An operator's write may have gone over the batch's row.
+        self.changed.insert(owner.clone());
+    }
+
     /// Takes in what a member has done, after requests of it were lost in a panic.
     pub(super) fn catch_up(&mut self, shared: &Shared, owner: &OffsetOwner, done: &Progress) -> Result<()> {
         let known = self.progress.entry(owner.clone()).or_default();

@@ -16,6 +16,7 @@ use cuemq_storage_api::{QueueKey, WriteBatch};
 pub(crate) use handle::QueueHandle;
 pub(crate) use outcome::Ticket;
 
+use super::expiry::Endings;
 use super::mailbox::{Drain, Inbox};
 use crate::limits::{
     MAX_BURST_RECORDS, MAX_DRAIN_BYTES, MAX_DRAIN_RECORDS, MAX_DRAIN_REQUESTS, WRITE_BYTES, WRITE_RECORDS,
@@ -128,13 +129,19 @@ impl QueueActor {
             return;
         }
         let mut waiting = Vec::with_capacity(self.admitted.len());
-        let mut batch = WriteBatch::new(self.shared.clock.now());
+        let (mut batch, mut endings) = (WriteBatch::new(self.shared.clock.now()), Endings::default());
         for burst in self.admitted.drain(..) {
             let (records, rest) = burst.into_parts();
-            batch.append_all(&self.key, records);
+            endings.append_all(&self.shared, &mut batch, &self.key, records);
             waiting.push(rest);
         }
         let (key, store_id) = (self.key.clone(), self.shared.store_id);
-        self.shared.storage.write(batch, self.flush, move |result| burst::answer(&key, store_id, waiting, result));
+        let told = (!endings.is_empty()).then(|| Arc::clone(&self.shared));
+        self.shared.storage.write(batch, self.flush, move |result| {
+            if let (Some(shared), Ok(_)) = (told, &result) {
+                endings.stored(&shared);
+            }
+            burst::answer(&key, store_id, waiting, result);
+        });
     }
 }

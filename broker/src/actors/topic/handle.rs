@@ -10,6 +10,7 @@ use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::queue::QueueHandle;
 use crate::actors::supervisor::Identity;
 use crate::domain::routing::{QueueCount, RoundRobin};
+use crate::domain::topic_rules::TopicRules;
 use crate::error::{Error, ErrorKind, Result};
 use crate::settings::Flush;
 use crate::shared::Shared;
@@ -19,6 +20,7 @@ use crate::shared::Shared;
 pub(crate) struct TopicHandle {
     name: TopicName,
     flush: Flush,
+    rules: TopicRules,
     queues: Vec<QueueHandle>,
     inbox: Arc<Inbox<SpanRequest>>,
     /// There once a batch has spanned queues.
@@ -34,11 +36,12 @@ impl TopicHandle {
         name: TopicName,
         count: QueueCount,
         flush: Flush,
+        rules: TopicRules,
     ) -> std::result::Result<Self, StorageError> {
         let queue = |id| QueueHandle::new(shared, QueueKey::new(name.clone(), id), flush);
         let queues = count.ids().map(queue).collect::<std::result::Result<Vec<_>, StorageError>>()?;
         let (inbox, address, round_robin) = (Inbox::new(), OnceLock::new(), Mutex::default());
-        Ok(Self { name, flush, queues, inbox, address, count, round_robin })
+        Ok(Self { name, flush, rules, queues, inbox, address, count, round_robin })
     }
 
     fn start(&self, shared: &Arc<Shared>) -> Addr<TopicActor> {
@@ -60,6 +63,11 @@ impl TopicHandle {
 
     pub(crate) fn flush(&self) -> Flush {
         self.flush
+    }
+
+    /// What it demands of its messages.
+    pub(crate) fn rules(&self) -> &TopicRules {
+        &self.rules
     }
 
     pub(crate) fn queues(&self) -> &[QueueHandle] {

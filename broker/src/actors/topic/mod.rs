@@ -15,6 +15,7 @@ use cuemq_storage_api::{QueueKey, Record, WriteBatch};
 pub(crate) use handle::TopicHandle;
 pub(crate) use messages::SpanRequest;
 
+use super::expiry::Endings;
 use super::mailbox::{Drain, Inbox};
 use crate::limits::YIELD_AFTER;
 use crate::settings::Flush;
@@ -60,13 +61,18 @@ impl Handler<Drain> for TopicActor {
 
 impl TopicActor {
     fn append_across(&self, request: SpanRequest) {
-        let mut batch = WriteBatch::new(self.shared.clock.now());
+        let (mut batch, mut endings) = (WriteBatch::new(self.shared.clock.now()), Endings::default());
         let (parts, waiting) = request.split();
         for (queue, records) in parts {
-            batch.append_all(&queue, records);
+            endings.append_all(&self.shared, &mut batch, &queue, records);
         }
-        let store_id = self.shared.store_id;
-        self.shared.storage.write(batch, self.flush, move |result| waiting.answer(store_id, &result));
+        let (shared, store_id) = (Arc::clone(&self.shared), self.shared.store_id);
+        self.shared.storage.write(batch, self.flush, move |result| {
+            if result.is_ok() {
+                endings.stored(&shared);
+            }
+            waiting.answer(store_id, &result);
+        });
     }
 }
 

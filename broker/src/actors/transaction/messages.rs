@@ -54,6 +54,8 @@ pub(crate) struct BeginRequest {
     pub(crate) group: GroupName,
     pub(crate) queue: QueueKey,
     pub(crate) record: Record,
+    /// How long the message lives once it is committed.
+    pub(crate) ttl: Option<std::time::Duration>,
     pub(crate) flush: Flush,
     pub(crate) reply: Answer<TransactionId>,
     pub(crate) permit: Permit,

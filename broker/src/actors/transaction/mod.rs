@@ -17,9 +17,11 @@ pub(crate) use handle::TransactionHandle;
 pub(crate) use messages::{BeginRequest, Checker, Finish, TransactionCommand};
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
+use super::expiry::Endings;
 use super::mailbox::{Drain, Inbox};
 use super::supervisor::fail_start;
 use crate::actors::group::Answer;
+use crate::domain::expiry::{end_of_life, stamp};
 use crate::domain::transaction::{
     Decision, EndRefused, Ending, TransactionEffect, TransactionId, TransactionSettings, Transactions,
 };
@@ -182,6 +184,7 @@ impl TransactionActor {
             begun_at: now,
             checks: 0,
             next_check_at,
+            ttl: request.ttl,
             record: request.record,
         };
         let mut batch = WriteBatch::new(now);
@@ -244,7 +247,7 @@ impl TransactionActor {
             // Its outcome was stored by an earlier run: the restored machine knows that.
             return Ok(());
         };
-        let mut batch = WriteBatch::new(now);
+        let (mut batch, mut endings) = (WriteBatch::new(now), Endings::default());
         let (target, flush) = self.target(&row);
         let target = match (decision, inspect) {
             (_, Some(topic)) => Some(QueueKey::new(topic, QueueId::FIRST)),
@@ -252,13 +255,22 @@ impl TransactionActor {
             (Decision::Rollback, None) => None,
         };
         if let Some(queue) = &target {
-            batch.append(queue, row.record);
+            // It becomes visible now: its time to live begins.
+            let rules = self.shared.topics.get(&row.topic).map(|topic| *topic.rules()).unwrap_or_default();
+            let mut record = row.record;
+            if let Some(end) = end_of_life(now, row.ttl, rules.ttl) {
+                record.attributes = stamp(&record.attributes, end);
+            }
+            endings.append(&self.shared, &mut batch, queue, record);
         }
         batch.delete(&half_message::TABLE, half_message::key(transaction));
         let outcome = TransactionOutcomeRow { decision, at: now };
         batch.put(&transaction_outcome::TABLE, transaction_outcome::key(transaction), outcome.encode());
-        let (me, store_id) = (self.me.clone(), self.shared.store_id);
+        let (me, shared, store_id) = (self.me.clone(), Arc::clone(&self.shared), self.shared.store_id);
         self.shared.storage.write(batch, flush, move |result| {
+            if result.is_ok() {
+                endings.stored(&shared);
+            }
             let receipt = receipt(&result, target, store_id);
             report(me.as_ref(), TransactionCommand::Finished { transaction, at: now, receipt });
         });

@@ -37,23 +37,28 @@ pub(super) struct HeldQueue {
     pub(super) progress: Progress,
     pub(super) next: QueueOffset,
     pub(super) ready: Ready,
-    again: VecDeque<Again>,
+    pub(super) again: VecDeque<Again>,
     /// Open, but in flight to somebody who popped it: passed over.
     pub(super) elsewhere: BTreeSet<QueueOffset>,
+    /// Fetched or not, these are given to nobody: the group deals with them.
+    pub(super) withheld: BTreeSet<QueueOffset>,
+    /// When the first of what waits here ends; nothing ends before.
+    pub(super) first_end: Option<Timestamp>,
     pub(super) outstanding: usize,
     pub(super) revoked: bool,
 }
 
 #[derive(Debug)]
-struct Again {
+pub(super) struct Again {
     at: Timestamp,
-    stored: StoredRecord,
+    pub(super) stored: StoredRecord,
     redeliveries: u32,
 }
 
 pub(super) enum QueuePlan {
     Give(Records, u32),
     Fetch { from: QueueOffset, until: QueueOffset },
+    Ended(Vec<QueueOffset>),
     Wait(Option<Timestamp>),
 }
 
@@ -62,10 +67,19 @@ impl HeldQueue {
         let Granted { key, lease, tail, progress, elsewhere } = granted;
         let next = progress.next_open(progress.committed());
         let (ready, again) = (Ready::new(order), VecDeque::new());
-        Self { key, lease, tail, progress, next, ready, again, elsewhere, outstanding: 0, revoked: false }
+        let (withheld, first_end, outstanding, revoked) = (BTreeSet::new(), None, 0, false);
+        Self { key, lease, tail, progress, next, ready, again, elsewhere, withheld, first_end, outstanding, revoked }
     }
 
     pub(super) fn plan(&mut self, clock: &Clock, order: Order, room: Credit) -> QueuePlan {
+        if let Some(end) = self.first_end
+            && !self.revoked
+        {
+            let now = clock.now();
+            if end <= now {
+                return QueuePlan::Ended(self.withhold_ended(now));
+            }
+        }
         let ordered = order == Order::Queue;
         if self.revoked || (ordered && self.outstanding > 0) {
             return QueuePlan::Wait(None);
@@ -104,6 +118,7 @@ impl HeldQueue {
             }
             stays
         });
+        self.withheld = self.withheld.split_off(&to);
         self.next = self.next.max(to);
     }
 
@@ -117,6 +132,7 @@ impl HeldQueue {
         let mut at = fetched.start;
         let mut gaps = Vec::new();
         let mut kept: BTreeSet<QueueOffset> = self.elsewhere.range(fetched.clone()).copied().collect();
+        kept.extend(self.withheld.range(fetched.clone()));
         kept.extend(wanted.iter().map(|stored| stored.offset));
         for offset in kept {
             gaps.push(at..offset);
@@ -134,6 +150,7 @@ impl HeldQueue {
         if self.progress.is_acked(stored.offset) {
             self.ready.done(stored.offset..stored.offset.plus(1));
         } else {
+            self.note_ends(std::iter::once(&stored));
             self.again.push_back(Again { at, stored, redeliveries });
         }
     }
@@ -141,6 +158,7 @@ impl HeldQueue {
     /// Has a record go out before any other.
     pub(super) fn first_again(&mut self, stored: StoredRecord, redeliveries: u32) {
         if !self.progress.is_acked(stored.offset) {
+            self.note_ends(std::iter::once(&stored));
             self.again.push_front(Again { at: Timestamp::MIN, stored, redeliveries });
         }
     }

@@ -7,6 +7,7 @@ mod elsewhere;
 mod given;
 mod held_queue;
 mod ready;
+mod withheld;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,6 +21,7 @@ pub(crate) use credit::Credit;
 pub(crate) use given::{Claim, Given, Records};
 pub(crate) use held_queue::Granted;
 use held_queue::{HeldQueue, QueuePlan};
+pub(crate) use withheld::Withheld;
 
 use crate::clock::Clock;
 use crate::domain::filter::TagFilter;
@@ -77,6 +79,11 @@ pub(crate) enum Next {
         key: QueueKey,
         lease: Lease,
         ranges: Vec<Range<QueueOffset>>,
+    },
+    /// Records that have ended before they were given out: the group deals with them.
+    Ended {
+        key: QueueKey,
+        offsets: Vec<QueueOffset>,
     },
     /// Nothing now; look again when the signal comes or at this time.
     Wait(Option<Timestamp>),
@@ -203,6 +210,7 @@ impl Session {
             match plan {
                 Plan::Give(given) => return Ok(Next::Given(given)),
                 Plan::Wait(at) => return Ok(Next::Wait(at)),
+                Plan::Ended { key, offsets } => return Ok(Next::Ended { key, offsets }),
                 Plan::Fetch { key, lease, from, until } => {
                     if let Some(skipped) = self.fetch(shared, key, lease, from, until)? {
                         return Ok(skipped);
@@ -239,6 +247,9 @@ impl Session {
                     let queue = &held.queues[at];
                     return Ok(Plan::Fetch { key: queue.key.clone(), lease: queue.lease, from, until });
                 }
+                QueuePlan::Ended(offsets) => {
+                    return Ok(Plan::Ended { key: held.queues[at].key.clone(), offsets });
+                }
                 QueuePlan::Wait(Some(again)) => {
                     soonest = Some(soonest.map_or(again, |known: Timestamp| known.min(again)));
                 }
@@ -273,13 +284,16 @@ impl Session {
             Err(error) => return queue.after_failed_fetch(error, shared, from),
         };
         queue.next = fetch.next;
-        if tags == TagHashes::All && !queue.progress.has_acked_ranges() && queue.elsewhere.is_empty() {
+        queue.note_ends(fetch.records.iter());
+        let keeps_back = !queue.elsewhere.is_empty() || !queue.withheld.is_empty();
+        if tags == TagHashes::All && !queue.progress.has_acked_ranges() && !keeps_back {
             queue.ready.extend(fetch.records);
             return Ok(None);
         }
         let wanted = |stored: &StoredRecord| filter.is_none_or(|f| f.matches(stored.record.attributes.tag()));
-        let (progress, elsewhere) = (&queue.progress, &queue.elsewhere);
-        let open = |r: &StoredRecord| !progress.is_acked(r.offset) && !elsewhere.contains(&r.offset);
+        let (progress, elsewhere, withheld) = (&queue.progress, &queue.elsewhere, &queue.withheld);
+        let is_kept_back = |at: &QueueOffset| elsewhere.contains(at) || withheld.contains(at);
+        let open = |r: &StoredRecord| !progress.is_acked(r.offset) && !is_kept_back(&r.offset);
         let wanted = fetch.records.into_iter().filter(|r| wanted(r) && open(r)).collect();
         let ranges = queue.take_up(wanted, from..fetch.next);
         Ok((!ranges.is_empty()).then_some(Next::Skipped { key, lease, ranges }))
@@ -333,6 +347,7 @@ impl Session {
 enum Plan {
     Give(Given),
     Fetch { key: QueueKey, lease: Lease, from: QueueOffset, until: QueueOffset },
+    Ended { key: QueueKey, offsets: Vec<QueueOffset> },
     Wait(Option<Timestamp>),
 }
 

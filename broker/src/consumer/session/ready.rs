@@ -63,6 +63,23 @@ impl Ready {
         }
     }
 
+    /// Drops what does not stay.
+    pub(super) fn retain(&mut self, stays: impl FnMut(&StoredRecord) -> bool) {
+        match self {
+            Self::InOrder(ready) => ready.retain(stays),
+            Self::ByKey(ready) => ready.retain(stays),
+        }
+    }
+
+    /// Everything, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &StoredRecord> {
+        let (in_order, by_key) = match self {
+            Self::InOrder(ready) => (Some(ready.iter()), None),
+            Self::ByKey(ready) => (None, Some(ready.iter())),
+        };
+        in_order.into_iter().flatten().chain(by_key.into_iter().flatten())
+    }
+
     /// Whether more may be read, once there is nothing to give out.
     pub(super) fn has_room(&self) -> bool {
         match self {

@@ -87,6 +87,11 @@ impl Popping {
         self.flights.offsets_of(queue).collect()
     }
 
+    /// Whether somebody has popped this message and has not settled it.
+    pub(super) fn is_in_flight(&self, queue: &QueueKey, offset: QueueOffset) -> bool {
+        self.flights.offsets_of(queue).any(|out| out == offset)
+    }
+
     /// Whether a member is a pool. It has nothing to finish when a queue is taken from it.
     pub(super) fn is_pool(&self, member: &MemberId) -> bool {
         self.pools.values().any(|pool| pool.session.member == *member)
@@ -207,7 +212,7 @@ impl GroupActor {
         // Whoever waits already comes first.
         self.serve_parked(id, ctx);
         let given =
-            if self.popping.parking.has(id) { Ok(Vec::new()) } else { self.give(id, wish.most, wish.invisible) };
+            if self.popping.parking.has(id) { Ok(Vec::new()) } else { self.give(id, wish.most, wish.invisible, ctx) };
         match given {
             Ok(records) if records.is_empty() && wish.until > self.shared.clock.now() => self.park(id, wish, ctx),
             Ok(records) if records.is_empty() && self.popping.flights.room() == 0 => {
@@ -260,7 +265,7 @@ impl GroupActor {
                 continue;
             }
             let (most, invisible) = (first.most, first.invisible);
-            let given = self.give(id, most, invisible);
+            let given = self.give(id, most, invisible, ctx);
             if given.as_ref().is_ok_and(Vec::is_empty) {
                 return self.listen(id, ctx);
             }
@@ -272,7 +277,13 @@ impl GroupActor {
     }
 
     /// Gives out what the pool's session has, under receipts.
-    fn give(&mut self, id: PoolId, most: usize, invisible: Duration) -> Result<Vec<PoppedRecord>> {
+    fn give(
+        &mut self,
+        id: PoolId,
+        most: usize,
+        invisible: Duration,
+        ctx: &Context<Self>,
+    ) -> Result<Vec<PoppedRecord>> {
         let Some(pool) = self.popping.pools.get_mut(&id) else { return Err(Error::closed("the pop consumer")) };
         pool.look_again = None;
         let session = Arc::clone(&pool.session);
@@ -288,6 +299,7 @@ impl GroupActor {
                 Ok(Next::Skipped { key, lease, ranges }) => {
                     self.acknowledge_of(&session.member, key, lease, ranges, None);
                 }
+                Ok(Next::Ended { key, offsets }) => self.withdraw_ended(&key, offsets, ctx),
                 Ok(Next::Wait(at)) => {
                     if let Some(pool) = self.popping.pools.get_mut(&id) {
                         pool.look_again = at;
