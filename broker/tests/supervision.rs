@@ -22,11 +22,13 @@ use cuemq::{Broker, BrokerState, Decision, ErrorKind, HalfMessage, Message, Publ
 use scenario::{Poison, play};
 
 /// Every message and every timer of every kind of actor.
-const POINTS: [(&str, &str); 40] = [
+const POINTS: [(&str, &str); 44] = [
     ("delay", "Alarm"),
     ("delay", "Fired"),
     ("delay", "Schedule"),
     ("delay", "Stored"),
+    ("expiry", "Alarm"),
+    ("expiry", "Stored"),
     ("gateway", "Publish"),
     ("gateway", "PublishBatch"),
     ("group", "Acknowledge"),
@@ -52,6 +54,8 @@ const POINTS: [(&str, &str); 40] = [
     ("group", "Released"),
     ("group", "Reset"),
     ("group", "TopicChanged"),
+    ("group", "Withdraw"),
+    ("group", "Withdrawn"),
     ("queue", "Append"),
     ("root", "CreateTopic"),
     ("root", "DeleteTopic"),

@@ -169,6 +169,7 @@ pub(crate) async fn play(store: &Store, poison: &Poison) {
     pull_and_describe(&walk).await;
     delay(&mut walk).await;
     reject_and_purge(&walk).await;
+    expire(&walk).await;
     transact(store, &mut walk).await;
     walk.again(async || broker.delete_topic("doomed").await).await;
     drop(first);
@@ -331,6 +332,38 @@ async fn reject_and_purge(walk: &Walk) {
         walk.again(async || letters.purge_one(QueueOffset::new(offset)).await).await;
     }
     assert_eq!(letters.count().unwrap(), 0);
+}
+
+/// In a group of its own: each message that ends becomes one dead letter.
+async fn expire(walk: &Walk) {
+    let broker = walk.broker.clone();
+    let producer = walk.again(async || broker.producer("ending").await).await;
+    drop(walk.again(async || broker.consumer("enders").subscribe("ending").build().await).await);
+    let letters = broker.dead_letters("enders").unwrap();
+    // So many that the alarm rings for some, although others may be found at their end without it.
+    let count = 15;
+    for n in 0..count {
+        let message = || numbered(n).ttl(Duration::from_secs(n + 1));
+        walk.again(async || producer.send(message()).await).await;
+    }
+    soon("the dead letters", async {
+        for step in 1.. {
+            walk.clock.advance(Duration::from_secs(1));
+            // What a panic interrupts is told again a second later.
+            for _ in 0..1000 {
+                if letters.count().unwrap() >= count.min(step) {
+                    break;
+                }
+                std::thread::yield_now();
+                tokio::task::yield_now().await;
+            }
+            if letters.count().unwrap() >= count {
+                break;
+            }
+        }
+    })
+    .await;
+    assert_eq!(letters.count().unwrap(), count, "each once");
 }
 
 async fn transact(store: &Store, walk: &mut Walk) {

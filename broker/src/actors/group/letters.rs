@@ -11,6 +11,8 @@ use cuemq_storage_api::{Engine, QueueId, QueueKey, QueueOffset, Record, TopicNam
 
 use super::messages::Answer;
 use super::{GroupActor, GroupRequest};
+use crate::actors::expiry::Endings;
+use crate::domain::expiry::{end_of_life, stamp};
 use crate::domain::letters::first_open;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_LETTER_ROWS_REMOVED, MAX_WAITING_LETTER_REQUESTS};
@@ -72,6 +74,7 @@ struct Work {
     letters: usize,
     /// Where each message goes: one append each, in this order.
     queues: Vec<QueueKey>,
+    endings: Endings,
 }
 
 impl GroupActor {
@@ -113,9 +116,13 @@ impl GroupActor {
 
     fn write_letters(&mut self, work: Work, reply: Answer<Handled>, ctx: &Context<Self>) {
         self.letters.busy = true;
-        let Work { batch, flush, letters, queues } = work;
+        let Work { batch, flush, letters, queues, endings } = work;
+        let shared = Arc::clone(&self.shared);
         let (inbox, me, store_id) = (Arc::clone(&self.inbox), ctx.address(), self.shared.store_id);
         self.shared.storage.write(batch, flush, move |result| {
+            if result.is_ok() {
+                endings.stored(&shared);
+            }
             // A group that is gone begins anew when it is back.
             let _ = inbox.push(GroupRequest::LettersHandled, &me);
             let handled = result.map(|stored| Handled { letters, receipts: receipts(queues, &stored, store_id) });
@@ -128,7 +135,7 @@ impl GroupActor {
         let queue = QueueKey::new(TopicName::dead_letter_of(&self.group), QueueId::FIRST);
         let engine = &**self.shared.storage.engine();
         let bounds = engine.bounds(&queue)?;
-        let mut work = Work { batch: WriteBatch::new(now), flush: Flush::Buffered, letters: 0, queues: Vec::new() };
+        let mut work = Work { batch: WriteBatch::new(now), flush: Flush::Buffered, letters: 0, queues: Vec::new(), endings: Endings::default() };
         let mut handled = BTreeSet::new();
         for letter in &request.letters {
             let key = dead_letter::key(&self.group, letter.offset);
@@ -171,7 +178,12 @@ impl GroupActor {
         if handle.flush() == Flush::Durable {
             work.flush = Flush::Durable;
         }
-        work.batch.append_all(chosen.key(), vec![record.clone()]);
+        let mut record = record.clone();
+        // It becomes visible anew: its topic's time to live begins.
+        if let Some(end) = end_of_life(work.batch.stored_at(), None, handle.rules().ttl) {
+            record.attributes = stamp(&record.attributes, end);
+        }
+        work.endings.append_all(&self.shared, &mut work.batch, chosen.key(), vec![record]);
         work.queues.push(chosen.key().clone());
         Ok(())
     }
