@@ -135,7 +135,13 @@ impl GroupActor {
         let queue = QueueKey::new(TopicName::dead_letter_of(&self.group), QueueId::FIRST);
         let engine = &**self.shared.storage.engine();
         let bounds = engine.bounds(&queue)?;
-        let mut work = Work { batch: WriteBatch::new(now), flush: Flush::Buffered, letters: 0, queues: Vec::new(), endings: Endings::default() };
+        let mut work = Work {
+            batch: WriteBatch::new(now),
+            flush: Flush::Buffered,
+            letters: 0,
+            queues: Vec::new(),
+            endings: Endings::default(),
+        };
         let mut handled = BTreeSet::new();
         for letter in &request.letters {
             let key = dead_letter::key(&self.group, letter.offset);
