@@ -140,7 +140,7 @@ impl GroupActor {
             && let Some((queue, offset)) = messages.pop_front()
         {
             for owner in self.offsets.owners_of(&queue) {
-                if let Err(error) = self.take(&owner, offset, why, &mut work) {
+                if let Err(error) = self.take_away(&owner, offset, why, &mut work) {
                     // It stays where it is: whoever reads it next meets the same damage, and says so.
                     tracing::warn!(group = %self.group, %queue, %offset, %error, "a message could not be withdrawn");
                 }
@@ -172,7 +172,7 @@ impl GroupActor {
     }
 
     /// Adds one message to the write, if the group has not done it and nobody has it.
-    fn take(&self, owner: &OffsetOwner, offset: QueueOffset, why: DeadReason, work: &mut Work) -> Result<()> {
+    fn take_away(&self, owner: &OffsetOwner, offset: QueueOffset, why: DeadReason, work: &mut Work) -> Result<()> {
         if !self.offsets.is_open(owner, offset) || self.popping.is_in_flight(&owner.queue, offset) {
             return Ok(());
         }

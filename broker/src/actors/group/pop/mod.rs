@@ -277,13 +277,7 @@ impl GroupActor {
     }
 
     /// Gives out what the pool's session has, under receipts.
-    fn give(
-        &mut self,
-        id: PoolId,
-        most: usize,
-        invisible: Duration,
-        ctx: &Context<Self>,
-    ) -> Result<Vec<PoppedRecord>> {
+    fn give(&mut self, id: PoolId, most: usize, invisible: Duration, ctx: &Context<Self>) -> Result<Vec<PoppedRecord>> {
         let Some(pool) = self.popping.pools.get_mut(&id) else { return Err(Error::closed("the pop consumer")) };
         pool.look_again = None;
         let session = Arc::clone(&pool.session);
