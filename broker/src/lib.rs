@@ -15,6 +15,7 @@
 //! | look messages up | [`Broker::message`], [`messages`](Broker::messages), [`find_by_key`](Broker::find_by_key), [`query`](Broker::query) |
 //! | administer | [`Broker::create_topic`], [`describe_topic`](Broker::describe_topic), [`delete_topic`](Broker::delete_topic), [`describe_group`](Broker::describe_group), [`pause_group`](Broker::pause_group) |
 //! | move a group's offsets | [`Broker::reset_group`], [`skip`](Broker::skip), then [`OffsetPlan::confirm`]; what was done: [`Broker::audit_log`] |
+//! | move a backlog out of the way | [`Broker::divert`] |
 //! | test with your own time | [`ManualClock`] |
 //!
 //! All handles are cheap to clone (but consumers), work on any async runtime and on none, and keep their broker alive;
@@ -41,6 +42,7 @@ mod builder;
 mod clock;
 mod consumer;
 mod dead_letters;
+mod divert;
 mod domain;
 #[cfg(feature = "mmap")]
 mod engines;
@@ -76,6 +78,7 @@ pub use dead_letters::{
     ArrivalHook, Arrivals, DeadLetter, DeadLetters, LetterPage, LetterRef, Redrive, RedriveOptions, RedriveProgress,
     RedriveTo,
 };
+pub use divert::{DivertOptions, DivertProgress, DivertReport};
 pub use domain::assignment::AssignmentStrategy;
 pub use domain::audit::AuditAction;
 pub use domain::expiry::OnExpiry;

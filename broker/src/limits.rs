@@ -109,3 +109,7 @@ pub const MAX_QUERY_CANDIDATES: usize = 32_768;
 pub const MAX_AUDIT_ROWS: usize = 4096;
 /// Longest note of an operator that is kept, in bytes.
 pub const MAX_NOTE_BYTES: usize = 1024;
+/// Most messages that one write of a diversion moves.
+pub const MAX_DIVERT_MESSAGES: usize = 1024;
+/// Payload bytes after which a write of a diversion ends.
+pub const MAX_DIVERT_BYTES: usize = 4 << 20;

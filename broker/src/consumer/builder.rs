@@ -149,7 +149,7 @@ impl ConsumerBuilder {
             return Err(Error::new(ErrorKind::Invalid, text));
         }
         let number = NEXT_MEMBER.fetch_add(1, Ordering::Relaxed);
-        let member = MemberId::new(&self.member.unwrap_or_else(|| format!("member-{number}")))?;
+        let member = MemberId::chosen(&self.member.unwrap_or_else(|| format!("member-{number}")))?;
         let room = self.room.as_deref().map(Room::new).transpose()?;
         let filters = filters_of(&self.keeper, &self.group, &self.subscriptions).await?;
         let name = GroupName::new(&self.group)?;

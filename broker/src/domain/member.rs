@@ -8,6 +8,9 @@ use cuemq_storage_api::InvalidInput;
 /// Longest member name, in bytes.
 pub(crate) const MAX_MEMBER_NAME_BYTES: usize = 255;
 
+/// Names of members that the broker makes itself begin so.
+const RESERVED: char = '%';
+
 /// The name of one consumer within its group: 1 to 255 bytes without control characters. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct MemberId(Arc<str>);
@@ -20,6 +23,20 @@ impl MemberId {
     pub(crate) fn new(name: &str) -> Result<Self, InvalidInput> {
         check_name("member name", name)?;
         Ok(Self(name.into()))
+    }
+
+    /// Checks a name chosen by a user: those that begin with `%` are the broker's own.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and for a reserved name.
+    pub(crate) fn chosen(name: &str) -> Result<Self, InvalidInput> {
+        if name.starts_with(RESERVED) {
+            let text = format!(
+                "member name {name:?} begins with {RESERVED:?}, which is reserved for the broker: choose another"
+            );
+            return Err(InvalidInput::new(text));
+        }
+        Self::new(name)
     }
 
     /// The name as text.
@@ -86,6 +103,8 @@ mod tests {
         for bad in ["", "a\0b", "a\n", &long] {
             assert!(MemberId::new(bad).is_err() && Room::new(bad).is_err(), "{bad:?} must be refused");
         }
+        assert!(MemberId::chosen("%divert").unwrap_err().to_string().contains("choose another"));
+        assert_eq!(MemberId::chosen("a%"), MemberId::new("a%"));
         for good in ["192.168.1.2@4711#0", "消费者", &long[1..]] {
             assert_eq!(MemberId::new(good).unwrap().as_str(), good);
             assert_eq!(Room::new(good).unwrap().as_str(), good);

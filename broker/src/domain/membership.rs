@@ -175,7 +175,6 @@ impl Membership {
 
     /// Gives all queues of a topic to one holder, which need not be a member, until it gives them back. Members that
     /// hold some are asked to release them.
-    #[allow(dead_code, reason = "for whoever diverts a backlog")]
     pub(crate) fn reserve(
         &mut self,
         topic: TopicName,
@@ -190,7 +189,6 @@ impl Membership {
     }
 
     /// Gives the queues of a topic back to the members that subscribe to it; what the holder has is free at once.
-    #[allow(dead_code, reason = "for whoever diverts a backlog")]
     pub(crate) fn unreserve(&mut self, topic: &TopicName, now: Timestamp, out: &mut Vec<MembershipEffect>) {
         if let Some(holder) = self.reserved.remove(topic) {
             self.holdings.retain(|queue, holding| queue.topic != *topic || holding.member != holder);

@@ -5,6 +5,7 @@
 //! storage, once every write handed over before has landed, and what was acknowledged but not yet handed over is
 //! applied again. Supervised like all actors.
 
+mod divert;
 mod failure;
 mod handle;
 mod letters;
@@ -14,12 +15,13 @@ mod operation;
 mod pop;
 mod withdrawal;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, WrapFuture};
 use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Timestamp, TopicName, WriteBatch};
 
+pub(crate) use divert::{DivertId, DivertRequest, Slice};
 pub(crate) use failure::Failure;
 use failure::Failures;
 pub(crate) use handle::GroupHandle;
@@ -70,6 +72,8 @@ pub(crate) struct GroupActor {
     next_broadcast_lease: u64,
     /// Whether an operator's write is under way: nothing else is handled before its outcome is known.
     operating: bool,
+    /// Backlogs that are being moved elsewhere.
+    diverts: BTreeMap<TopicName, divert::Divert>,
 }
 
 struct Joined {
@@ -173,6 +177,7 @@ impl GroupActor {
             deadline: Alarm::default(),
             next_broadcast_lease: 1,
             operating: false,
+            diverts: BTreeMap::new(),
         }
     }
 
@@ -398,7 +403,7 @@ impl GroupActor {
     }
 
     fn grant(&mut self, member: &MemberId, queue: QueueKey, lease: Lease) {
-        let Some(joined) = self.sessions.get(member) else { return };
+        let Some(joined) = self.sessions.get(member) else { return self.granted_to_nobody(&queue) };
         let (session, start) = (Arc::clone(&joined.session), joined.start);
         let owner = OffsetOwner { queue: queue.clone(), member: self.owner(member) };
         let granted = self.offsets.open(&self.shared, &owner, start).and_then(|progress| {

@@ -7,6 +7,7 @@ use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use cuemq_storage_api::{QueueKey, QueueOffset, TopicName, WriteBatch};
 
 use super::GroupActor;
+use super::divert::DivertRequest;
 use super::messages::Answer;
 use super::offsets::OffsetOwner;
 use crate::audit::audit_row;
@@ -24,6 +25,8 @@ pub(crate) enum Operation {
     Positions { queues: Vec<QueueKey>, reply: Answer<Vec<Option<QueueOffset>>> },
     /// Carries out a plan; answers with what was moved.
     Move(MoveOffsets),
+    /// Moves a backlog to another topic.
+    Divert(DivertRequest),
 }
 
 /// A plan that its operator has confirmed.
@@ -53,10 +56,11 @@ impl GroupActor {
                 let _ = reply.send(positions);
             }
             Operation::Move(request) => self.move_offsets(request, ctx),
+            Operation::Divert(request) => self.divert(request, ctx),
         }
     }
 
-    fn check_shared_progress(&self) -> Result<()> {
+    pub(super) fn check_shared_progress(&self) -> Result<()> {
         if self.offsets.is_broadcasting() || self.sessions.values().any(|joined| joined.session.broadcasting) {
             let group = &self.group;
             let text = format!("group {group} broadcasts: its members have offsets of their own, which they move");
