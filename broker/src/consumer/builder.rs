@@ -19,6 +19,7 @@ use crate::domain::member::{MemberId, Room};
 use crate::domain::order::Order;
 use crate::domain::retry::RetryPolicy;
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::MAX_SUBSCRIPTIONS;
 
 /// Where a group begins with a queue that it never read. Afterwards it goes on from its committed offset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -151,8 +152,8 @@ impl ConsumerBuilder {
         let number = NEXT_MEMBER.fetch_add(1, Ordering::Relaxed);
         let member = MemberId::chosen(&self.member.unwrap_or_else(|| format!("member-{number}")))?;
         let room = self.room.as_deref().map(Room::new).transpose()?;
-        let filters = filters_of(&self.keeper, &self.group, &self.subscriptions).await?;
-        let name = GroupName::new(&self.group)?;
+        self.retry.iter().try_for_each(RetryPolicy::check)?;
+        let (name, filters) = filters_of(&self.keeper, &self.group, &self.subscriptions).await?;
         let (strategy, retry) = (self.strategy, self.retry);
         let ensure = EnsureGroup { name, broadcasting: self.broadcasting, strategy, retry, paused: None };
         let group = self.keeper.group(ensure).await?;
@@ -200,25 +201,33 @@ impl From<StartAt> for Start {
     }
 }
 
-/// What a consumer's subscriptions come to; their topics are created if they may be.
+/// The group's name and what a consumer's subscriptions come to. Topics are created if they may be, once everything
+/// that can be seen from here is right.
 pub(super) async fn filters_of(
     keeper: &Keeper,
     group: &str,
     subscriptions: &[(String, String)],
-) -> Result<Vec<(TopicName, TagFilter)>> {
-    if subscriptions.is_empty() {
-        let text = format!("consumer of group {group} subscribes to nothing: call subscribe(topic)");
-        return Err(Error::new(ErrorKind::Invalid, text));
+) -> Result<(GroupName, Vec<(TopicName, TagFilter)>)> {
+    let (wanted, most) = (subscriptions.len(), MAX_SUBSCRIPTIONS);
+    let invalid = |text: String| Err(Error::new(ErrorKind::Invalid, text));
+    if wanted == 0 {
+        return invalid(format!("consumer of group {group} subscribes to nothing: call subscribe(topic)"));
+    }
+    if wanted > most {
+        return invalid(format!("{wanted} topics subscribed to, more than {most}: use several groups"));
+    }
+    let group = GroupName::new(group)?;
+    let mut filters: Vec<(TopicName, TagFilter)> = Vec::with_capacity(wanted);
+    for (topic, tags) in subscriptions {
+        let (name, filter) = (TopicName::new(topic)?, TagFilter::parse(tags)?);
+        if filters.iter().any(|(known, _)| *known == name) {
+            return invalid(format!("topic {topic} is subscribed to twice: join the tags with ||"));
+        }
+        filters.push((name, filter));
     }
     keeper.shared().check_running()?;
-    let mut filters: Vec<(TopicName, TagFilter)> = Vec::new();
-    for (topic, tags) in subscriptions {
-        let handle = keeper.topic(topic).await?;
-        if filters.iter().any(|(known, _)| known == handle.name()) {
-            let text = format!("topic {topic} is subscribed to twice: join the tags with ||");
-            return Err(Error::new(ErrorKind::Invalid, text));
-        }
-        filters.push((handle.name().clone(), TagFilter::parse(tags)?));
+    for (topic, _) in &filters {
+        keeper.topic(topic.as_str()).await?;
     }
-    Ok(filters)
+    Ok((group, filters))
 }

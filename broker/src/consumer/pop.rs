@@ -235,10 +235,9 @@ impl PopConsumerBuilder {
             );
             return Err(Error::new(ErrorKind::Invalid, text));
         }
-        let mut filters = filters_of(&self.keeper, &self.group, &self.subscriptions).await?;
+        let (name, mut filters) = filters_of(&self.keeper, &self.group, &self.subscriptions).await?;
         // Whoever subscribes to the same in another order is of the same pool.
         filters.sort_by(|a, b| a.0.cmp(&b.0));
-        let name = GroupName::new(&self.group)?;
         let mut topics: BTreeSet<TopicName> = filters.iter().map(|(topic, _)| topic.clone()).collect();
         topics.insert(TopicName::retry_of(&name));
         let ensure = EnsureGroup { name, broadcasting: false, strategy: None, retry: self.retry, paused: None };

@@ -69,6 +69,16 @@ impl Store {
         }
     }
 
+    /// An engine that a test looks into while a broker runs over it.
+    pub(crate) fn engine(&self) -> Arc<dyn cuemq::Engine> {
+        let directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.kind {
+            Kind::Memory | Kind::Power => Arc::new(MemoryEngine::open(&self.memory).unwrap()),
+            Kind::Mmap => Arc::new(MmapEngine::open(directory.path(), mmap_settings()).unwrap()),
+            Kind::Lsm => Arc::new(LsmEngine::open(directory.path(), &lsm_settings()).unwrap()),
+        }
+    }
+
     /// As [`builder`](Self::builder), over an engine that counts what it hands out to fetches.
     pub(crate) fn counting_builder(&self, fetched: &Arc<AtomicUsize>) -> BrokerBuilder {
         fn counting<E: cuemq::Engine>(inner: E, fetched: &Arc<AtomicUsize>) -> BrokerBuilder {

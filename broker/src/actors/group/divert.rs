@@ -200,6 +200,8 @@ impl GroupActor {
             let open = self.offsets.open(&self.shared, &owner, Start::Earliest)?;
             progress.push((owner, open, queue.tail().visible()));
         }
+        // What a queue that was never read begins with goes before, not over what follows.
+        self.write_offsets();
         let (batch, copied) = self.copy_oldest(progress, &target, most)?;
         Ok(if copied.progress.is_empty() { Err(Slice::Done { lag }) } else { Ok((batch, copied)) })
     }

@@ -157,7 +157,8 @@ impl GroupActor {
             strategy: row.strategy.clone(),
             revoke_patience: REVOKE_PATIENCE,
             max_members: MAX_MEMBERS,
-            max_subscriptions: MAX_SUBSCRIPTIONS,
+            // The group's retry topic is one more.
+            max_subscriptions: MAX_SUBSCRIPTIONS + 1,
         };
         let policy = row.retry.clone().at_most(shared.settings.max_redeliveries);
         Self {
