@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::checker::numbered;
 use common::store::Store;
-use common::{next, soon, take};
+use common::{next, soon, take, until};
 use cuemq::limits::{MAX_PROPERTIES_BYTES, MAX_SUBSCRIPTIONS};
 use cuemq::storage_api::Table;
 use cuemq::{
@@ -73,6 +73,12 @@ impl Watched {
         broker.create_topic(TopicSpec::new("orders").queues(2)).await.unwrap();
         drop(broker.pull_consumer("group").await.unwrap());
         Self { broker, engine }
+    }
+
+    /// Waits for what a member that joined has put down: a row for each queue that the group never read.
+    async fn begun(&self, queues: usize) {
+        let table = Table::new("consumer_offset").unwrap();
+        until("the rows", || self.engine.scan(&table, &[], None, 1000).unwrap().len() >= queues).await;
     }
 
     /// The outcome is this error, which says all of this, and nothing was written for it.
@@ -203,7 +209,7 @@ async fn member_names(store: Store) {
         }
     }
     let taken = broker.consumer("group").subscribe("orders").member("me").build().await.unwrap();
-    broker.describe_group("group").await.unwrap();
+    watched.begun(3).await;
     let again = broker.consumer("group").subscribe("orders").member("me").build();
     watched.refuses(ErrorKind::Exists, &["has a member me already", "choose another name"], again).await;
     drop(taken);
@@ -374,6 +380,7 @@ async fn subscriptions(store: Store) {
     }
     let most = subscribed("group", MAX_SUBSCRIPTIONS).await.unwrap();
     assert_eq!(most.queues().len(), MAX_SUBSCRIPTIONS + 1, "the retry topic is one more");
+    watched.begun(MAX_SUBSCRIPTIONS + 1).await;
     let mixed = broker.consumer("group").subscribe("orders").member("m").broadcasting(true).build();
     watched.refuses(ErrorKind::Invalid, &["cannot mix", "two groups"], mixed).await;
     drop(most);
