@@ -100,8 +100,8 @@ impl OffsetPlan {
     }
 
     /// Carries the plan out, in all queues or in none, and writes it into the audit log with the same durable write.
-    /// Members may go on consuming. Where the group moves forwards they pass over what lies between, and what they
-    /// have in hand they settle as usual. Where it moves back the queue begins anew there: what was delivered from it
+    /// Members may go on consuming. Where the group moves forwards they pass over what lies between; what they have in
+    /// hand of it they acknowledge as usual, and it does not come again if it fails (`Stale`). Where it moves back the queue begins anew there: what was delivered from it
     /// before can no longer be acknowledged (`Stale`) and comes again.
     ///
     /// A plan outlives the progress that the group makes meanwhile: less is passed over then, or more comes again;

@@ -15,8 +15,8 @@ use common::{next, soon, take, until};
 use cuemq::limits::{MAX_PROPERTIES_BYTES, MAX_SUBSCRIPTIONS};
 use cuemq::storage_api::Table;
 use cuemq::{
-    Broker, BrokerBuilder, Cursor, Decision, Engine, Error, ErrorKind, HalfMessage, Message, MessageId, Query,
-    QueueKey, QueueOffset, ResetTo, RetryPolicy, SeekTo, TopicSpec,
+    AssignmentStrategy, Broker, BrokerBuilder, Cursor, Decision, Engine, Error, ErrorKind, HalfMessage, Message,
+    MessageId, Query, QueueKey, QueueOffset, ResetTo, RetryPolicy, SeekTo, TopicSpec,
 };
 
 on_every_engine!(
@@ -325,6 +325,15 @@ async fn policies_and_numbers(store: Store) {
     ] {
         for group in ["group", "new"] {
             let consumer = broker.consumer(group).subscribe("orders").retry_policy(policy.clone()).build();
+            watched.refuses(invalid, &hints, consumer).await;
+        }
+    }
+    let named = |count: u32| (0..count).map(|queue| ("orders", queue, "me"));
+    let many = AssignmentStrategy::configured(named(4000)).unwrap();
+    let unnamed = AssignmentStrategy::machine_room([("orders", 0, "")]).unwrap();
+    for (strategy, hints) in [(many, ["4000 queues", "at most 3072"]), (unnamed, ["room name", "0 bytes"])] {
+        for group in ["group", "new"] {
+            let consumer = broker.consumer(group).subscribe("orders").assignment(strategy.clone()).build();
             watched.refuses(invalid, &hints, consumer).await;
         }
     }

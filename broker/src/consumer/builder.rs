@@ -153,6 +153,7 @@ impl ConsumerBuilder {
         let member = MemberId::chosen(&self.member.unwrap_or_else(|| format!("member-{number}")))?;
         let room = self.room.as_deref().map(Room::new).transpose()?;
         self.retry.iter().try_for_each(RetryPolicy::check)?;
+        self.strategy.iter().try_for_each(AssignmentStrategy::check)?;
         let (name, filters) = filters_of(&self.keeper, &self.group, &self.subscriptions).await?;
         let (strategy, retry) = (self.strategy, self.retry);
         let ensure = EnsureGroup { name, broadcasting: self.broadcasting, strategy, retry, paused: None };

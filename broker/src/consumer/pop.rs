@@ -235,6 +235,7 @@ impl PopConsumerBuilder {
             );
             return Err(Error::new(ErrorKind::Invalid, text));
         }
+        self.retry.iter().try_for_each(RetryPolicy::check)?;
         let (name, mut filters) = filters_of(&self.keeper, &self.group, &self.subscriptions).await?;
         // Whoever subscribes to the same in another order is of the same pool.
         filters.sort_by(|a, b| a.0.cmp(&b.0));
