@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cuemq_storage_api::{TopicName};
+use cuemq_storage_api::TopicName;
 use tokio::sync::oneshot;
 
 use super::builder::{StartAt, filters_of};

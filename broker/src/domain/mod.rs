@@ -6,8 +6,8 @@
 pub(crate) mod assignment;
 pub(crate) mod audit;
 pub(crate) mod delay;
-pub(crate) mod expiry;
 pub(crate) mod diverted_copy;
+pub(crate) mod expiry;
 pub(crate) mod failed_copy;
 pub(crate) mod failure;
 pub(crate) mod filter;
