@@ -20,13 +20,12 @@ use crate::admission::Admission;
 use crate::broker::{Broker, Keeper, Running};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::MAX_DELAYED_MESSAGES;
 use crate::runtime::Runtime;
 use crate::settings::{BrokerSettings, Flush};
 use crate::shared::{Count, Numbers, Probe, ProbePoint, Registry, Shared};
 use crate::state::{BrokerState, StateCell};
-use crate::storage::{StorageHandle, scan_rows};
-use crate::tables::{counter, delay};
+use crate::storage::StorageHandle;
+use crate::tables::counter;
 
 /// See [`Broker::builder`].
 pub struct BrokerBuilder {
@@ -134,7 +133,7 @@ async fn open_on(
     settings: BrokerSettings,
     probe: Option<Probe>,
 ) -> Result<Broker> {
-    let (store_id, numbers, delayed) = match read_counters(&storage, &clock).await {
+    let (store_id, numbers) = match read_counters(&storage, &clock).await {
         Ok(read) => read,
         Err(error) => {
             take_down(running.runtime, Some(storage)).await;
@@ -163,7 +162,7 @@ async fn open_on(
         probe,
         store_id,
         numbers,
-        delayed,
+        delayed: Count::new(AtomicUsize::new(0)),
         restarts,
     });
     let (ready, started) = oneshot::channel();
@@ -201,8 +200,8 @@ async fn start_all(shared: &Arc<Shared>, started: oneshot::Receiver<Result<()>>)
     Ok(())
 }
 
-/// Reads what distinguishes this store and this opening of it, counts what waits, and notes the opening.
-async fn read_counters(storage: &StorageHandle, clock: &Clock) -> Result<(u64, Numbers, Count)> {
+/// Reads what distinguishes this store and this opening of it, and notes the opening.
+async fn read_counters(storage: &StorageHandle, clock: &Clock) -> Result<(u64, Numbers)> {
     let engine = storage.engine();
     let read = |name| -> Result<Option<u64>> {
         let row = engine.get(&counter::TABLE, &counter::key(name))?;
@@ -210,16 +209,11 @@ async fn read_counters(storage: &StorageHandle, clock: &Clock) -> Result<(u64, N
     };
     let store_id = read(counter::STORE_ID)?.unwrap_or_else(|| RandomState::new().hash_one("store"));
     let opening = read(counter::OPENINGS)?.unwrap_or(0) + 1;
-    let mut waiting = 0;
-    scan_rows::<Error>(&**engine, &delay::TABLE, &[], None, MAX_DELAYED_MESSAGES, |_, _| {
-        waiting += 1;
-        Ok(())
-    })?;
     let mut batch = WriteBatch::new(clock.now());
     batch.put(&counter::TABLE, counter::key(counter::STORE_ID), counter::encode_bound(store_id));
     batch.put(&counter::TABLE, counter::key(counter::OPENINGS), counter::encode_bound(opening));
     storage.write_and_wait(batch, Flush::Durable).await?;
-    Ok((store_id, Numbers::of_opening(opening)?, Count::new(AtomicUsize::new(waiting))))
+    Ok((store_id, Numbers::of_opening(opening)?))
 }
 
 /// Ends every session once the broker has failed, so that nobody waits for ever.

@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use cuemq_storage_api::Timestamp;
+
+use crate::domain::slew::Slew;
 
 /// Tells the time and wakes sleepers. Cheap to clone; all clones share one time.
 #[derive(Clone)]
@@ -23,12 +27,88 @@ struct Shared {
 }
 
 enum Source {
-    /// Wall time at the start plus monotonic time since: steps of the wall clock neither fire early nor stall.
-    System {
-        wall: i64,
-        start: Instant,
-    },
+    System(SystemTimeline),
     Manual(Mutex<i64>),
+}
+
+/// Monotonic time since the start, on its way to the wall clock: steps of that one neither fire early nor stall.
+struct SystemTimeline {
+    readings: Box<dyn Readings>,
+    /// Replaced by the clock's thread only.
+    slew: ArcSwap<Slew>,
+    /// The latest time that was told, in milliseconds: a reader that was slow to read a slew that is replaced
+    /// meanwhile takes nothing back.
+    told: AtomicI64,
+    steps: AtomicU64,
+    /// When the wall clock was looked at, by the monotonic one, in milliseconds.
+    looked: AtomicU64,
+}
+
+/// The clocks of the machine.
+trait Readings: Send + Sync {
+    /// Time since some moment, which only rises.
+    fn monotonic(&self) -> Duration;
+
+    /// Microseconds since 1970, as somebody has set it.
+    fn wall(&self) -> i64;
+}
+
+struct Machine {
+    start: Instant,
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one home of time")]
+impl Readings for Machine {
+    fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn wall(&self) -> i64 {
+        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or_else(|before| -micros(before.duration()), micros)
+    }
+}
+
+/// How often the wall clock is looked at, in milliseconds.
+const LOOK_EVERY_MS: u64 = 1000;
+
+impl SystemTimeline {
+    fn new(readings: Box<dyn Readings>) -> Self {
+        let slew = Slew::new(readings.monotonic(), readings.wall());
+        let told = AtomicI64::new(i64::MIN);
+        let slew = ArcSwap::from_pointee(slew);
+        Self { readings, slew, told, steps: AtomicU64::new(0), looked: AtomicU64::new(0) }
+    }
+
+    fn now(&self) -> Timestamp {
+        let now = self.slew.load().time(self.readings.monotonic()).as_millis();
+        // Written once per millisecond, read by everybody.
+        let told = self.told.load(Ordering::Relaxed);
+        let latest = if now > told { self.told.fetch_max(now, Ordering::Relaxed).max(now) } else { told };
+        Timestamp::from_millis(latest)
+    }
+
+    /// Looks at the wall clock if it is time to.
+    fn watch(&self) {
+        let monotonic = self.readings.monotonic();
+        let now_ms = u64::try_from(monotonic.as_millis()).unwrap_or(u64::MAX);
+        if now_ms.saturating_sub(self.looked.load(Ordering::Relaxed)) < LOOK_EVERY_MS {
+            return;
+        }
+        self.looked.store(now_ms, Ordering::Relaxed);
+        let mut slew = **self.slew.load();
+        let step = slew.look(monotonic, self.readings.wall());
+        let behind_ms = slew.behind_ms();
+        self.slew.store(Arc::new(slew));
+        if let Some(step) = step {
+            self.steps.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(
+                by_ms = step.by_ms,
+                behind_ms,
+                "the wall clock was set: broker time runs faster or slower by a twentieth until it has caught up"
+            );
+        }
+    }
 }
 
 #[derive(Default)]
@@ -43,11 +123,14 @@ impl Clock {
     ///
     /// # Errors
     /// When the operating system gives no thread.
-    #[expect(clippy::disallowed_methods, reason = "the one home of time and of its thread")]
+    #[expect(clippy::disallowed_methods, reason = "the one home of time")]
     pub fn system() -> std::io::Result<Self> {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let wall = i64::try_from(wall.as_millis()).unwrap_or(i64::MAX);
-        let clock = Self::with_source(Source::System { wall, start: Instant::now() });
+        Self::over(Box::new(Machine { start: Instant::now() }))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one home of its thread")]
+    fn over(readings: Box<dyn Readings>) -> std::io::Result<Self> {
+        let clock = Self::with_source(Source::System(SystemTimeline::new(readings)));
         let weak = Arc::downgrade(&clock.shared);
         std::thread::Builder::new().name("cuemq-clock".into()).spawn(move || ring(&weak))?;
         Ok(clock)
@@ -61,6 +144,17 @@ impl Clock {
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.shared.now()
+    }
+
+    /// How often the wall clock was seen to be set by more than 5 s, forward or back, since this clock was made. Each
+    /// time was logged. Broker time does not jump with it: it runs faster or slower by a twentieth until it has caught
+    /// up. 0 for a [`ManualClock`].
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        match &self.shared.source {
+            Source::System(timeline) => timeline.steps.load(Ordering::Relaxed),
+            Source::Manual(_) => 0,
+        }
     }
 
     /// Resolves once the time is `at` or later. Works on any runtime.
@@ -124,7 +218,7 @@ impl ManualClock {
 impl Shared {
     fn now(&self) -> Timestamp {
         match &self.source {
-            Source::System { wall, start } => Timestamp::from_millis(*wall).plus(start.elapsed()),
+            Source::System(timeline) => timeline.now(),
             Source::Manual(now) => Timestamp::from_millis(*now.lock().unwrap_or_else(PoisonError::into_inner)),
         }
     }
@@ -158,6 +252,9 @@ const LONGEST_NAP: Duration = Duration::from_millis(250);
 
 fn ring(weak: &Weak<Shared>) {
     while let Some(shared) = weak.upgrade() {
+        if let Source::System(timeline) = &shared.source {
+            timeline.watch();
+        }
         let next = shared.wake_due();
         let now = shared.now();
         let nap = next.map_or(LONGEST_NAP, |at| at.since(now).min(LONGEST_NAP));
@@ -245,6 +342,44 @@ mod tests {
         let before = clock.now();
         futures_executor_block_on(clock.sleep(Duration::from_millis(20)));
         assert!(clock.now().since(before) >= Duration::from_millis(20));
+    }
+
+    /// Clocks that a test sets: the monotonic one runs with real time, so that the clock's thread wakes by itself.
+    struct Injected {
+        machine: Machine,
+        /// What the wall clock is set by, in microseconds.
+        set: Arc<AtomicI64>,
+    }
+
+    impl Readings for Injected {
+        fn monotonic(&self) -> Duration {
+            self.machine.monotonic()
+        }
+
+        fn wall(&self) -> i64 {
+            let monotonic = i64::try_from(self.monotonic().as_micros()).unwrap();
+            1_700_000_000_000_000 + monotonic + self.set.load(Ordering::SeqCst)
+        }
+    }
+
+    /// Each step is waited for, which takes a look: a second.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "how long real time it took is what is asked")]
+    fn a_wall_clock_that_is_set_neither_wakes_early_nor_stalls() {
+        let (hour, ten_years) = (3_600_000_000, 315_532_800_000_000);
+        for step in [hour, -ten_years] {
+            let set = Arc::new(AtomicI64::new(0));
+            let machine = Machine { start: Instant::now() };
+            let clock = Clock::over(Box::new(Injected { machine, set: Arc::clone(&set) })).unwrap();
+            let (start, before) = (clock.now(), Instant::now());
+            set.store(step, Ordering::SeqCst);
+            futures_executor_block_on(clock.sleep(Duration::from_millis(1400)));
+            let passed = before.elapsed();
+            assert!(clock.now().since(start) >= Duration::from_millis(1400));
+            assert!(passed >= Duration::from_millis(1300), "early, after {passed:?}");
+            assert!(passed < Duration::from_secs(20), "it stalls");
+            assert_eq!(clock.steps(), 1, "by {step}");
+        }
     }
 
     fn futures_executor_block_on(sleep: Sleep) {

@@ -10,6 +10,7 @@
 //! | see to what could not be consumed | [`Delivery::retry_in`], [`fail`](Delivery::fail), [`reject`](Delivery::reject); [`Broker::dead_letters`]: [`DeadLetters::browse`], [`redrive`](DeadLetters::redrive), [`redrive_all`](DeadLetters::redrive_all), [`purge`](DeadLetters::purge) |
 //! | send later | [`Message::delay`], [`Message::delay_level`], [`Message::deliver_at`] |
 //! | take a delayed message back, or move it | [`Producer::recall`], [`reschedule`](Producer::reschedule) by [`Receipt::scheduled`] |
+//! | send again and again, by a cron pattern | [`Producer::send_recurring`] with a [`Recurrence`], [`Broker::recurring`], [`cancel_recurring`](Broker::cancel_recurring) |
 //! | send with a local transaction | [`Broker::transaction_producer`] |
 //! | connect actix actors of your own | [`Broker::gateway`] with [`Publish`], [`ConsumerBuilder::deliver_to`] with [`Deliver`] |
 //! | look messages up | [`Broker::message`], [`messages`](Broker::messages), [`find_by_key`](Broker::find_by_key), [`query`](Broker::query) |
@@ -52,6 +53,7 @@ mod offset_plan;
 mod pause;
 mod producer;
 mod query;
+mod recurring;
 mod runtime;
 mod scheduled;
 mod settings;
@@ -87,12 +89,14 @@ pub use domain::letters::LetterFilter;
 pub use domain::offset_plan::{OffsetMove, ResetTo, Skip};
 pub use domain::order::Order;
 pub use domain::pop_receipt::PopReceipt;
+pub use domain::recurrence::Recurrence;
 pub use domain::retry::RetryPolicy;
 pub use error::{Error, ErrorKind, Rejected, Result};
 pub use message::{AckLevel, Message, MessageId, Receipt};
 pub use offset_plan::OffsetPlan;
 pub use producer::{PendingReceipt, Producer};
 pub use query::{Cursor, Page, Query};
+pub use recurring::{RecurrenceId, RecurringMessage};
 pub use scheduled::{Recalled, Rescheduled, ScheduledId};
 pub use settings::{BrokerSettings, Flush, InvalidSetting, TopicSpec};
 pub use shared::ProbePoint;

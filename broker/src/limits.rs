@@ -79,8 +79,14 @@ pub const MAX_FIRE_MESSAGES: usize = 256;
 pub const MAX_FIRE_BYTES: usize = 4 << 20;
 /// Most ended messages that groups are told of at once.
 pub const MAX_EXPIRED_MESSAGES: usize = 256;
-/// Most delayed messages waiting in one broker (promises 4.2).
-pub const MAX_DELAYED_MESSAGES: usize = 1_000_000;
+/// Delayed messages that may wait in one broker unless its settings say otherwise.
+pub const MAX_DELAYED_MESSAGES: usize = 10_000_000;
+/// Rows of delayed messages that are counted in one step after an opening, before others have their turn.
+pub const COUNT_STEP_ROWS: usize = 4096;
+/// Most recurring messages of one broker.
+pub const MAX_RECURRENCES: usize = 10_000;
+/// Most bytes of a cron pattern or of the name of a time zone.
+pub const MAX_PATTERN_BYTES: usize = 256;
 /// Most half messages waiting in one broker (promises 4.2).
 pub const MAX_HALF_MESSAGES: usize = 10_000;
 /// Most write jobs waiting for the lane of an engine that may stall.

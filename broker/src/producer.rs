@@ -9,14 +9,16 @@ use std::task::{Context, Poll};
 use cuemq_storage_api::{Attributes, QueueId, Record, Timestamp};
 use tokio::sync::oneshot;
 
-use crate::actors::delay::DelayRequest;
+use crate::actors::delay::{DelayRequest, RecurRequest};
 use crate::actors::queue::{QueueHandle, Ticket};
 use crate::actors::topic::{SpanRequest, TopicHandle};
 use crate::admission::Taken;
 use crate::broker::Keeper;
 use crate::domain::expiry::{end_of_life, stamp};
+use crate::domain::recurrence::Recurrence;
 use crate::error::{Error, ErrorKind, Rejected, Result};
 use crate::message::{Delay, Message, Receipt};
+use crate::recurring::RecurrenceId;
 use crate::scheduled::{self, Recalled, Rescheduled, ScheduledId};
 
 /// Chooses the queue of a message: gets the message and the number of queues, returns a queue number.
@@ -161,6 +163,37 @@ impl Producer {
     /// As there.
     pub async fn reschedule(&self, id: &ScheduledId, at: Timestamp) -> Result<Rescheduled> {
         scheduled::reschedule(self.keeper.shared(), *id, at).await
+    }
+
+    /// Sends a message again and again, whenever a cron pattern says so, from the next time on: until it is
+    /// [cancelled](crate::Broker::cancel_recurring) or its topic is deleted. Resolves when that is stored. What falls
+    /// due while the broker is down comes once when it is up again, however many times were missed. Each message's
+    /// `born_at` is the time it was due.
+    ///
+    /// # Errors
+    /// `Invalid` for a message that is delayed as well or expires, and for a pattern that never comes true; `Full` when
+    /// 10,000 messages recur; and what [`send`](Producer::send) says.
+    pub async fn send_recurring(&self, message: impl Into<Message>, recurrence: &Recurrence) -> Result<RecurrenceId> {
+        let (message, shared) = (message.into(), self.keeper.shared());
+        if message.delay_ref().is_some() {
+            let text = "a recurring message cannot be delayed: its pattern says when it comes";
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
+        let attributes = message.checked_attributes(shared.settings.max_body_bytes)?;
+        let permit = shared.admit(1, message.payload_bytes()).await?.keep();
+        let chosen = self.selector.as_ref().map(|select| self.selected(select, &message)).transpose()?;
+        let (reply, answer) = oneshot::channel();
+        self.keeper.delay().recur(RecurRequest {
+            topic: self.topic.name().clone(),
+            queue: chosen.map(|queue| queue.key().queue),
+            recurrence: recurrence.clone(),
+            record: message.into_record(attributes, shared.clock.now()),
+            flush: self.topic.flush(),
+            reply,
+            _permit: permit,
+        });
+        let number = answer.await.unwrap_or_else(|_| Err(Error::lost("the recurring message")))?;
+        Ok(RecurrenceId::new(shared.store_id, number))
     }
 
     fn batch_records(&self, messages: Vec<Message>) -> Result<Vec<Record>> {

@@ -107,27 +107,27 @@ impl Broker {
 }
 
 pub(crate) async fn recall(shared: &Arc<Shared>, id: ScheduledId) -> Result<Recalled> {
-    Ok(match change(shared, id, Change::Recall).await? {
+    Ok(match ask(shared, id.store, Change::Recall(id.timer)).await? {
         Changed::Recalled | Changed::Rescheduled(_) => Recalled::Recalled,
         Changed::NotWaiting => Recalled::NotWaiting,
     })
 }
 
 pub(crate) async fn reschedule(shared: &Arc<Shared>, id: ScheduledId, at: Timestamp) -> Result<Rescheduled> {
-    Ok(match change(shared, id, Change::Reschedule(at)).await? {
+    Ok(match ask(shared, id.store, Change::Reschedule(id.timer, at)).await? {
         Changed::Rescheduled(timer) => Rescheduled::Rescheduled(ScheduledId::new(id.store, timer)),
         Changed::Recalled | Changed::NotWaiting => Rescheduled::NotWaiting,
     })
 }
 
-async fn change(shared: &Arc<Shared>, id: ScheduledId, change: Change) -> Result<Changed> {
-    if id.store != shared.store_id {
-        let text = format!("id {id} is of another store: ask the broker that gave the receipt");
+pub(crate) async fn ask(shared: &Arc<Shared>, store: u64, change: Change) -> Result<Changed> {
+    if store != shared.store_id {
+        let text = "the id is of another store: ask the broker that gave it";
         return Err(Error::new(ErrorKind::Invalid, text));
     }
     let permit = shared.admit(1, 0).await?.keep();
     let (reply, answer) = oneshot::channel();
-    shared.delay_handle().change(ChangeRequest { timer: id.timer, change, reply, _permit: permit });
+    shared.delay_handle().change(ChangeRequest { change, reply, _permit: permit });
     answer.await.unwrap_or_else(|_| Err(Error::lost("the change of a delayed message")))
 }
 

@@ -42,6 +42,9 @@ pub struct BrokerSettings {
     pub actor_threads: usize,
     /// The delay levels, in milliseconds, level 1 first. 1 to 64 of them, each up to 2^40 ms. Default: RocketMQ's 18.
     pub delay_levels_ms: Vec<u64>,
+    /// Most delayed messages that wait, retries of groups not counted in. 1 to 2^32, default 10,000,000. What they take
+    /// is up to the engine: the map engine keeps all of them in memory, the LSM engine a window.
+    pub max_delayed_messages: usize,
     /// First check of an undecided transaction after this many milliseconds. Default 6,000.
     pub transaction_check_after_ms: u64,
     /// Further checks every so many milliseconds. Default 30,000.
@@ -65,6 +68,7 @@ impl Default for BrokerSettings {
             max_in_flight_bytes: 256 << 20,
             actor_threads: (cores / 2).clamp(1, 64),
             delay_levels_ms: DEFAULT_DELAY_LEVELS_S.iter().map(|s| s * 1000).collect(),
+            max_delayed_messages: limits::MAX_DELAYED_MESSAGES,
             transaction_check_after_ms: 6_000,
             transaction_check_interval_ms: 30_000,
             transaction_max_checks: 15,
@@ -106,6 +110,7 @@ impl BrokerSettings {
         for level in &self.delay_levels_ms {
             check("delay_levels_ms", *level, 1, 1 << 40)?;
         }
+        check("max_delayed_messages", self.max_delayed_messages as u64, 1, 1 << 32)?;
         check("transaction_check_after_ms", self.transaction_check_after_ms, 1, 1 << 40)?;
         check("transaction_check_interval_ms", self.transaction_check_interval_ms, 1, 1 << 40)?;
         check("transaction_max_checks", u64::from(self.transaction_max_checks), 1, 1000)?;

@@ -165,6 +165,7 @@ pub(crate) fn lost(what: &'static str) -> impl FnOnce(actix::MailboxError) -> Er
 /// Numbers that rise for ever, across restarts: the opening in the upper bits, a count in the lower ones.
 #[derive(Debug)]
 pub(crate) struct Numbers {
+    first: u64,
     next: AtomicU64,
 }
 
@@ -173,11 +174,16 @@ impl Numbers {
     /// only after 2^40 of them.
     const BITS: u32 = 40;
 
+    /// The first of this opening: all of earlier ones are smaller.
+    pub(crate) fn first(&self) -> u64 {
+        self.first
+    }
+
     pub(crate) fn of_opening(opening: u64) -> Result<Self> {
         let first = opening.checked_mul(1 << Self::BITS).ok_or_else(|| {
             Error::new(ErrorKind::Full, format!("the store was opened {opening} times, more than it can number"))
         })?;
-        Ok(Self { next: AtomicU64::new(first) })
+        Ok(Self { first, next: AtomicU64::new(first) })
     }
 }
 
@@ -188,6 +194,10 @@ pub(crate) struct Count(AtomicUsize);
 impl Count {
     pub(crate) fn new(count: AtomicUsize) -> Self {
         Self(count)
+    }
+
+    pub(crate) fn get(&self) -> usize {
+        self.0.load(Ordering::Acquire)
     }
 
     /// Adds unless that would exceed `most`.

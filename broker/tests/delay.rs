@@ -23,6 +23,7 @@ on_every_engine!(
     a_deleted_topic_loses_no_delayed_message,
     a_full_disk_puts_due_messages_off,
     due_messages_find_their_queues,
+    a_bound_holds_over_restarts,
 );
 
 /// RocketMQ's levels, in seconds.
@@ -218,5 +219,41 @@ async fn due_messages_find_their_queues(store: Store) {
     assert!(keyed.iter().all(|message| message.queue().queue == at_once.queue), "one key, one queue");
     assert_eq!(bodies(&keyed), ["key 0", "key 1", "key 2", "key 3"]);
     assert!(all.iter().any(|message| text(message) == "chosen" && message.queue().queue.get() == 3));
+    broker.shutdown().await.unwrap();
+}
+
+async fn a_bound_holds_over_restarts(store: Store) {
+    let clock = manual_clock();
+    let open = || async {
+        let builder = store.builder().clock(clock.clock());
+        builder.configure(|settings| settings.max_delayed_messages = 3).open().await.unwrap()
+    };
+    let mut broker = open().await;
+    let (mut producer, mut first) = (broker.producer("orders").await.unwrap(), None);
+    let send = |producer: &cuemq::Producer, n: u64| {
+        let producer = producer.clone();
+        async move { producer.send(numbered(n).delay(Duration::from_secs(n))).await }
+    };
+    for n in 1..=3 {
+        let receipt = send(&producer, n).await.unwrap();
+        first = first.or(receipt.scheduled);
+    }
+    for round in 0..3 {
+        let error = send(&producer, 9).await.unwrap_err();
+        assert!(
+            error.kind() == cuemq::ErrorKind::Full && error.to_string().contains("max_delayed_messages"),
+            "{error}"
+        );
+        if round < 2 {
+            broker.shutdown().await.unwrap();
+            broker = open().await;
+            producer = broker.producer("orders").await.unwrap();
+            common::until("the rows are counted", || broker.delayed_messages() == 3).await;
+        }
+    }
+    assert_eq!(broker.recall(&first.unwrap()).await.unwrap(), cuemq::Recalled::Recalled);
+    send(&producer, 9).await.unwrap();
+    clock.advance(Duration::from_secs(3));
+    common::until("two have come", || broker.delayed_messages() == 1).await;
     broker.shutdown().await.unwrap();
 }

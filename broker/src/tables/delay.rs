@@ -24,6 +24,8 @@ pub(crate) enum DelayOrigin {
     Send,
     /// A consumer group could not consume it and gets it again.
     Retry,
+    /// It recurs; the number of its row in the table `recurrence`.
+    Recurrence(u64),
 }
 
 /// A message that waits for its time.

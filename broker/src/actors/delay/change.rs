@@ -11,6 +11,16 @@ use crate::domain::delay::TimerKey;
 use crate::error::Result;
 use crate::settings::Flush;
 use crate::tables::delay::{self as table, DelayOrigin, DelayRow};
+use crate::tables::recurrence;
+
+/// A change that is being stored.
+struct Made {
+    request: ChangeRequest,
+    timer: TimerKey,
+    /// Whether its message is among those counted.
+    counted: bool,
+    changed: Changed,
+}
 
 impl DelayActor {
     /// Stores the changes that were admitted as one batch; each caller hears of its own once it is stored.
@@ -21,7 +31,17 @@ impl DelayActor {
         let mut batch = WriteBatch::new(self.shared.clock.now());
         let (mut made, mut flush) = (Vec::with_capacity(self.changes.len()), Flush::Buffered);
         for request in std::mem::take(&mut self.changes) {
-            let timer = request.timer;
+            let timer = match self.timer_of(request.change) {
+                Ok(Some(timer)) => timer,
+                Ok(None) => {
+                    request.answer(Ok(Changed::NotWaiting));
+                    continue;
+                }
+                Err(error) => {
+                    request.answer(Err(error));
+                    continue;
+                }
+            };
             if self.firing.contains(&timer) {
                 self.parked.entry(timer).or_default().push(request);
                 continue;
@@ -34,7 +54,7 @@ impl DelayActor {
                     // A refill may read the row until the write has landed.
                     self.firing.insert(timer);
                     self.schedule.cancel(timer, &mut self.effects);
-                    made.push((request, changed));
+                    made.push(Made { request, timer, counted: self.is_counted(timer), changed });
                 }
                 Ok(None) => request.answer(Ok(Changed::NotWaiting)),
                 Err(error) => request.answer(Err(error)),
@@ -45,20 +65,32 @@ impl DelayActor {
         }
     }
 
+    /// The timer that a change is about; `None` when it is of a recurrence that there is not.
+    fn timer_of(&self, change: Change) -> Result<Option<TimerKey>> {
+        match change {
+            Change::Recall(timer) | Change::Reschedule(timer, _) => Ok(Some(timer)),
+            Change::End(number) => Ok(self.recurrence(number)?.map(|row| row.timer)),
+        }
+    }
+
     /// Adds one change to a batch; `None` when the message does not wait.
     fn make_change(&self, timer: TimerKey, change: Change, batch: &mut WriteBatch) -> Result<Option<(Changed, Flush)>> {
         let key = table::key(timer);
         let Some(value) = self.shared.storage.engine().get(&table::TABLE, &key)? else { return Ok(None) };
         let row = DelayRow::decode(&value)?;
-        if row.origin != DelayOrigin::Send {
-            // Of a group or of a recurrence: nobody was given an id of it.
-            return Ok(None);
+        match (row.origin, change) {
+            (DelayOrigin::Recurrence(of), Change::End(number)) if of == number => {
+                batch.delete(&recurrence::TABLE, recurrence::key(number));
+            }
+            (DelayOrigin::Send, Change::Recall(_) | Change::Reschedule(..)) => {}
+            // Nobody was given such an id.
+            _ => return Ok(None),
         }
         let flush = self.shared.topics.get(&row.topic).map_or(Flush::Durable, |topic| topic.flush());
         batch.delete(&table::TABLE, key);
         Ok(Some(match change {
-            Change::Recall => (Changed::Recalled, flush),
-            Change::Reschedule(due) => {
+            Change::Recall(_) | Change::End(_) => (Changed::Recalled, flush),
+            Change::Reschedule(_, due) => {
                 let moved = TimerKey::new(due, self.shared.take_number());
                 batch.put(&table::TABLE, table::key(moved), value);
                 (Changed::Rescheduled(moved), flush)
@@ -66,18 +98,19 @@ impl DelayActor {
         }))
     }
 
-    fn write_changes(&self, batch: WriteBatch, flush: Flush, made: Vec<(ChangeRequest, Changed)>) {
+    fn write_changes(&self, batch: WriteBatch, flush: Flush, made: Vec<Made>) {
         let (me, shared) = (self.me.clone(), std::sync::Arc::clone(&self.shared));
         self.shared.storage.write(batch, flush, move |result| {
-            let changed: Vec<TimerKey> = made.iter().map(|(request, _)| request.timer).collect();
+            let changed: Vec<TimerKey> = made.iter().map(|made| made.timer).collect();
             let mut waiting = Vec::new();
             match &result {
                 Ok(_) => {
-                    waiting.extend(made.iter().filter_map(|(_, changed)| match changed {
-                        Changed::Rescheduled(moved) => Some(*moved),
+                    waiting.extend(made.iter().filter_map(|made| match made.changed {
+                        Changed::Rescheduled(moved) => Some(moved),
                         Changed::Recalled | Changed::NotWaiting => None,
                     }));
-                    shared.delayed.subtract(changed.len() - waiting.len());
+                    shared.delayed.add(waiting.len());
+                    shared.delayed.subtract(made.iter().filter(|made| made.counted).count());
                 }
                 // They wait as before.
                 Err(error) if error.get().is_certainly_not_applied() => waiting.extend(&changed),
@@ -88,7 +121,7 @@ impl DelayActor {
                 delay.fired(changed);
                 delay.stored(waiting);
             }
-            for (request, changed) in made {
+            for Made { request, changed, .. } in made {
                 request.answer(result.as_ref().map(|_| changed).map_err(|error| error.get()));
             }
         });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use actix::Addr;
 
-use super::{ChangeRequest, DelayActor, DelayCommand, DelayRequest, KIND};
+use super::{ChangeRequest, DelayActor, DelayCommand, DelayRequest, KIND, RecurRequest};
 use crate::actors::mailbox::Inbox;
 use crate::actors::supervisor::Identity;
 use crate::domain::delay::TimerKey;
@@ -58,6 +58,15 @@ impl DelayHandle {
         }
     }
 
+    /// Hands over a message that shall come again and again.
+    pub(crate) fn recur(&self, request: RecurRequest) {
+        if let Err(DelayCommand::Recur(request)) =
+            self.inbox.push(DelayCommand::Recur(Box::new(request)), &self.address)
+        {
+            request.answer(Err(gone()));
+        }
+    }
+
     /// Tells of timers that are in storage by now. One that a scheduler which is gone does not hear of is read from
     /// storage by the next.
     pub(crate) fn stored(&self, timers: Vec<TimerKey>) {
@@ -84,6 +93,7 @@ fn refuse_all(inbox: &Inbox<DelayCommand>) {
         match command {
             DelayCommand::Schedule(request) => request.answer(Err(gone())),
             DelayCommand::Change(request) => request.answer(Err(gone())),
+            DelayCommand::Recur(request) => request.answer(Err(gone())),
             DelayCommand::Stored(_) | DelayCommand::Fired(_) => {}
         }
     }

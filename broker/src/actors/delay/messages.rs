@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 
 use crate::admission::Permit;
 use crate::domain::delay::TimerKey;
+use crate::domain::recurrence::Recurrence;
 use crate::error::Result;
 use crate::message::{AckLevel, Receipt};
 use crate::scheduled::ScheduledId;
@@ -17,6 +18,8 @@ pub(crate) enum DelayCommand {
     Schedule(Box<DelayRequest>),
     /// Takes a message back that waits, or gives it another time.
     Change(ChangeRequest),
+    /// Stores a message that comes again and again.
+    Recur(Box<RecurRequest>),
     /// Timers that are in storage by now.
     Stored(Vec<TimerKey>),
     /// The write that moves these has an outcome.
@@ -40,7 +43,6 @@ pub(crate) struct DelayRequest {
 /// See [`DelayCommand::Change`].
 #[derive(Debug)]
 pub(crate) struct ChangeRequest {
-    pub(crate) timer: TimerKey,
     pub(crate) change: Change,
     pub(crate) reply: oneshot::Sender<Result<Changed>>,
     /// Held until the caller has its answer.
@@ -51,9 +53,11 @@ pub(crate) struct ChangeRequest {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Change {
     /// It is never delivered.
-    Recall,
+    Recall(TimerKey),
     /// It is delivered at this time instead.
-    Reschedule(Timestamp),
+    Reschedule(TimerKey, Timestamp),
+    /// It recurred, and never comes again.
+    End(u64),
 }
 
 /// What became of it.
@@ -65,6 +69,27 @@ pub(crate) enum Changed {
     Rescheduled(TimerKey),
     /// It did not wait any more.
     NotWaiting,
+}
+
+/// See [`DelayCommand::Recur`].
+#[derive(Debug)]
+pub(crate) struct RecurRequest {
+    pub(crate) topic: TopicName,
+    /// `None`: chosen each time.
+    pub(crate) queue: Option<QueueId>,
+    pub(crate) recurrence: Recurrence,
+    pub(crate) record: Record,
+    pub(crate) flush: Flush,
+    pub(crate) reply: oneshot::Sender<Result<u64>>,
+    /// Held until the sender has its answer.
+    pub(crate) _permit: Permit,
+}
+
+impl RecurRequest {
+    pub(super) fn answer(self, number: Result<u64>) {
+        // A sender that has gone away does not need the answer.
+        let _ = self.reply.send(number);
+    }
 }
 
 impl ChangeRequest {

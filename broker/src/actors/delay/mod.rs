@@ -5,8 +5,10 @@
 //! only has to read the table again. Supervised like all actors.
 
 mod change;
+mod count;
 mod handle;
 mod messages;
+mod recur;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,16 +16,17 @@ use std::sync::Arc;
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, WrapFuture};
 use cuemq_storage_api::{QueueKey, TopicName, WriteBatch};
 
+use count::{CountOn, Counting};
 pub(crate) use handle::DelayHandle;
-pub(crate) use messages::{Change, ChangeRequest, Changed, DelayCommand, DelayRequest};
+pub(crate) use messages::{Change, ChangeRequest, Changed, DelayCommand, DelayRequest, RecurRequest};
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::expiry::Endings;
 use super::mailbox::{Drain, Inbox};
 use super::supervisor::fail_start;
 use crate::domain::delay::{DelayEffect, DelaySchedule, TimerKey};
-use crate::error::{Error, ErrorKind, Result};
-use crate::limits::{MAX_DELAYED_MESSAGES, MAX_DRAIN_BYTES, MAX_DRAIN_REQUESTS, MAX_FIRE_BYTES, MAX_FIRE_MESSAGES};
+use crate::error::{Error, Result};
+use crate::limits::{MAX_DRAIN_BYTES, MAX_DRAIN_REQUESTS, MAX_FIRE_BYTES, MAX_FIRE_MESSAGES};
 use crate::scheduled::ScheduledId;
 use crate::settings::Flush;
 use crate::shared::Shared;
@@ -49,6 +52,7 @@ pub(crate) struct DelayActor {
     firing: HashSet<TimerKey>,
     /// Changes of messages that are among `firing`: each waits for that outcome. Bounded by their permits.
     parked: HashMap<TimerKey, Vec<ChangeRequest>>,
+    counting: Counting,
 }
 
 impl Actor for DelayActor {
@@ -112,6 +116,7 @@ impl DelayActor {
             alarm: Alarm::default(),
             firing: HashSet::new(),
             parked: HashMap::new(),
+            counting: Counting::default(),
         }
     }
 
@@ -124,6 +129,7 @@ impl DelayActor {
             actor.changes.extend(actor.parked.drain().flat_map(|(_, requests)| requests));
             actor.schedule = DelaySchedule::start(&mut actor.effects);
             actor.go_on(ctx);
+            ctx.notify(CountOn);
         }));
     }
 
@@ -140,6 +146,10 @@ impl DelayActor {
                 Some(DelayCommand::Change(request)) => {
                     self.shared.probe(KIND, "scheduler", "Change");
                     self.changes.push(request);
+                }
+                Some(DelayCommand::Recur(request)) => {
+                    self.shared.probe(KIND, "scheduler", "Recur");
+                    self.recur(*request);
                 }
                 Some(DelayCommand::Stored(timers)) => {
                     self.shared.probe(KIND, "scheduler", "Stored");
@@ -199,10 +209,7 @@ impl DelayActor {
             origin: DelayOrigin::Send,
             record: request.record.clone(),
         };
-        if !self.shared.delayed.add_within(1, MAX_DELAYED_MESSAGES) {
-            let text = format!("{MAX_DELAYED_MESSAGES} delayed messages wait: send this one when some are due");
-            return Err(Error::new(ErrorKind::Full, text));
-        }
+        self.count_one()?;
         batch.put(&table::TABLE, table::key(timer), row.encode());
         Ok(timer)
     }
@@ -244,6 +251,8 @@ impl DelayActor {
     fn fire(&mut self, due: Vec<TimerKey>) -> Result<()> {
         let (mut batch, mut endings) = (WriteBatch::new(self.shared.clock.now()), Endings::default());
         let (mut fired, mut flush, mut bytes) = (Vec::new(), Flush::Buffered, 0);
+        // The next times of those that recur.
+        let mut again = Vec::new();
         for timer in due {
             if bytes > MAX_FIRE_BYTES {
                 // Its turn comes with the next batch.
@@ -253,9 +262,13 @@ impl DelayActor {
             // A row that is gone was moved by an earlier run of this actor.
             let key = table::key(timer);
             let Some(row) = self.shared.storage.engine().get(&table::TABLE, &key)? else { continue };
-            let row = DelayRow::decode(&row)?;
+            let mut row = DelayRow::decode(&row)?;
             bytes += row.record.payload_bytes();
             let (queue, wanted) = self.target(&row);
+            if let DelayOrigin::Recurrence(number) = row.origin {
+                again.extend(self.comes_again(number, &row, &mut batch)?);
+                row.record.born_at = timer.due;
+            }
             if wanted == Flush::Durable {
                 flush = Flush::Durable;
             }
@@ -267,12 +280,15 @@ impl DelayActor {
             return Ok(());
         }
         self.firing.extend(&fired);
+        let counted = fired.iter().filter(|timer| self.is_counted(**timer)).count();
         let (me, shared) = (self.me.clone(), Arc::clone(&self.shared));
         self.shared.storage.write(batch, flush, move |result| {
             me.iter().for_each(|delay| delay.fired(fired.clone()));
             match result {
                 Ok(_) => {
-                    shared.delayed.subtract(fired.len());
+                    shared.delayed.add(again.len());
+                    shared.delayed.subtract(counted);
+                    me.iter().for_each(|delay| delay.stored(again.clone()));
                     endings.stored(&shared);
                 }
                 Err(error) => {
