@@ -168,10 +168,10 @@ impl Producer {
     /// Sends a message again and again, whenever a cron pattern says so, from the next time on: until it is
     /// [cancelled](crate::Broker::cancel_recurring) or its topic is deleted. Resolves when that is stored. What falls
     /// due while the broker is down comes once when it is up again, however many times were missed. Each message's
-    /// `born_at` is the time it was due.
+    /// `born_at` is the time it was due, from which its time to live counts.
     ///
     /// # Errors
-    /// `Invalid` for a message that is delayed as well or expires, and for a pattern that never comes true; `Full` when
+    /// `Invalid` for a message that is delayed as well, and for a pattern that never comes true; `Full` when
     /// 10,000 messages recur; and what [`send`](Producer::send) says.
     pub async fn send_recurring(&self, message: impl Into<Message>, recurrence: &Recurrence) -> Result<RecurrenceId> {
         let (message, shared) = (message.into(), self.keeper.shared());
@@ -181,13 +181,20 @@ impl Producer {
         }
         let attributes = message.checked_attributes(shared.settings.max_body_bytes)?;
         let permit = shared.admit(1, message.payload_bytes()).await?.keep();
+        let now = shared.clock.now();
+        let due = recurrence.next_after(now).ok_or_else(|| {
+            let text = format!("cron pattern {:?} never comes true: correct it", recurrence.pattern());
+            Error::new(ErrorKind::Invalid, text)
+        })?;
+        let attributes = self.with_end(&message, attributes, || due);
         let chosen = self.selector.as_ref().map(|select| self.selected(select, &message)).transpose()?;
         let (reply, answer) = oneshot::channel();
         self.keeper.delay().recur(RecurRequest {
             topic: self.topic.name().clone(),
             queue: chosen.map(|queue| queue.key().queue),
             recurrence: recurrence.clone(),
-            record: message.into_record(attributes, shared.clock.now()),
+            due,
+            record: message.into_record(attributes, now),
             flush: self.topic.flush(),
             reply,
             _permit: permit,

@@ -18,6 +18,7 @@ on_every_engine!(
     each_time_comes_once_over_kills,
     a_cancelled_one_never_comes_again,
     cancelling_races_the_due_moment,
+    each_one_lives_from_its_own_time,
     what_cannot_recur_is_refused,
 );
 
@@ -176,5 +177,28 @@ async fn what_cannot_recur_is_refused(store: Store) {
     let id = recur(&broker, "@daily", "UTC").await;
     assert_eq!(stranger.cancel_recurring(&id).await.unwrap_err().kind(), ErrorKind::Invalid);
     stranger.shutdown().await.unwrap();
+    broker.shutdown().await.unwrap();
+}
+
+/// A message of each minute that lives for ten seconds, and one that is moved by a minute.
+async fn each_one_lives_from_its_own_time(store: Store) {
+    let clock = manual_clock();
+    let broker = store.open_at(&clock).await;
+    one_queue(&broker).await;
+    let producer = broker.producer("reports").await.unwrap();
+    let mut consumer = broker.consumer("group").subscribe("reports").build().await.unwrap();
+    let recurrence = Recurrence::cron("* * * * *", "UTC").unwrap();
+    let ttl = Duration::from_secs(10);
+    producer.send_recurring(Message::new("every minute").ttl(ttl), &recurrence).await.unwrap();
+    let moved = producer.send(Message::new("moved").ttl(ttl).delay(MINUTE)).await.unwrap().scheduled.unwrap();
+    producer.reschedule(&moved, clock.now().plus(3 * MINUTE)).await.unwrap();
+    let mut texts = Vec::new();
+    for _ in 0..3 {
+        clock.advance(MINUTE);
+        texts.push(common::text(&common::take(&mut consumer, 1).await[0]));
+    }
+    texts.push(common::text(&common::take(&mut consumer, 1).await[0]));
+    texts.sort_unstable();
+    assert_eq!(texts, ["every minute", "every minute", "every minute", "moved"]);
     broker.shutdown().await.unwrap();
 }

@@ -46,6 +46,15 @@ pub(crate) fn stamp(attributes: &Attributes, end: Timestamp) -> Attributes {
     Attributes::from_stored(block.freeze())
 }
 
+/// The attributes of a message that becomes visible at `to` instead of `from`: it lives as long as it would have.
+#[must_use]
+pub(crate) fn shift_end(attributes: &Attributes, from: Timestamp, to: Timestamp) -> Attributes {
+    let Some(end) = expires_at(attributes) else { return attributes.clone() };
+    let stamped = stamp(&Attributes::EMPTY, end).as_bytes().len();
+    let rest = Attributes::from_stored(attributes.as_bytes().slice(stamped..));
+    stamp(&rest, to.plus(end.since(from)))
+}
+
 /// When a message with these attributes ends, if it ever does.
 #[must_use]
 #[inline]

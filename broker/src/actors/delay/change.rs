@@ -8,6 +8,7 @@ use cuemq_storage_api::WriteBatch;
 
 use super::{Change, ChangeRequest, Changed, DelayActor};
 use crate::domain::delay::TimerKey;
+use crate::domain::expiry::shift_end;
 use crate::error::Result;
 use crate::settings::Flush;
 use crate::tables::delay::{self as table, DelayOrigin, DelayRow};
@@ -77,7 +78,7 @@ impl DelayActor {
     fn make_change(&self, timer: TimerKey, change: Change, batch: &mut WriteBatch) -> Result<Option<(Changed, Flush)>> {
         let key = table::key(timer);
         let Some(value) = self.shared.storage.engine().get(&table::TABLE, &key)? else { return Ok(None) };
-        let row = DelayRow::decode(&value)?;
+        let mut row = DelayRow::decode(&value)?;
         match (row.origin, change) {
             (DelayOrigin::Recurrence(of), Change::End(number)) if of == number => {
                 batch.delete(&recurrence::TABLE, recurrence::key(number));
@@ -92,7 +93,9 @@ impl DelayActor {
             Change::Recall(_) | Change::End(_) => (Changed::Recalled, flush),
             Change::Reschedule(_, due) => {
                 let moved = TimerKey::new(due, self.shared.take_number());
-                batch.put(&table::TABLE, table::key(moved), value);
+                let visible = due.max(self.shared.clock.now());
+                row.record.attributes = shift_end(&row.record.attributes, timer.due, visible);
+                batch.put(&table::TABLE, table::key(moved), row.encode());
                 (Changed::Rescheduled(moved), flush)
             }
         }))

@@ -78,6 +78,8 @@ pub(crate) struct RecurRequest {
     /// `None`: chosen each time.
     pub(crate) queue: Option<QueueId>,
     pub(crate) recurrence: Recurrence,
+    /// When it comes first.
+    pub(crate) due: Timestamp,
     pub(crate) record: Record,
     pub(crate) flush: Flush,
     pub(crate) reply: oneshot::Sender<Result<u64>>,

@@ -10,6 +10,7 @@ use cuemq_storage_api::WriteBatch;
 
 use super::{DelayActor, RecurRequest};
 use crate::domain::delay::TimerKey;
+use crate::domain::expiry::shift_end;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::MAX_RECURRENCES;
 use crate::storage::scan_rows;
@@ -36,11 +37,6 @@ impl DelayActor {
     }
 
     fn recur_batch(&self, request: &RecurRequest, number: u64) -> Result<(WriteBatch, TimerKey)> {
-        let now = self.shared.clock.now();
-        let due = request.recurrence.next_after(now).ok_or_else(|| {
-            let text = format!("cron pattern {:?} never comes true: correct it", request.recurrence.pattern());
-            Error::new(ErrorKind::Invalid, text)
-        })?;
         let engine = self.shared.storage.engine();
         let count = scan_rows::<Error>(&**engine, &recurrence::TABLE, &[], None, MAX_RECURRENCES, |_, _| Ok(()))?;
         if count >= MAX_RECURRENCES {
@@ -48,7 +44,7 @@ impl DelayActor {
             return Err(Error::new(ErrorKind::Full, text));
         }
         self.count_one()?;
-        let (timer, topic) = (TimerKey::new(due, number), request.topic.clone());
+        let (timer, topic) = (TimerKey::new(request.due, number), request.topic.clone());
         let waiting = DelayRow {
             topic: topic.clone(),
             queue: request.queue,
@@ -56,7 +52,7 @@ impl DelayActor {
             record: request.record.clone(),
         };
         let row = RecurrenceRow { topic, recurrence: request.recurrence.clone(), timer, fired: 0 };
-        let mut batch = WriteBatch::new(now);
+        let mut batch = WriteBatch::new(self.shared.clock.now());
         batch.put(&table::TABLE, table::key(timer), waiting.encode());
         batch.put(&recurrence::TABLE, recurrence::key(number), row.encode());
         Ok((batch, timer))
@@ -79,9 +75,11 @@ impl DelayActor {
             batch.delete(&recurrence::TABLE, key);
             return Ok(None);
         };
+        let mut waiting = waited.clone();
+        waiting.record.attributes = shift_end(&waiting.record.attributes, row.timer.due, due);
         row.timer = TimerKey::new(due, self.shared.take_number());
         row.fired += 1;
-        batch.put(&table::TABLE, table::key(row.timer), waited.encode());
+        batch.put(&table::TABLE, table::key(row.timer), waiting.encode());
         batch.put(&recurrence::TABLE, key, row.encode());
         Ok(Some(row.timer))
     }
