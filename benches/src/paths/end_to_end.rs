@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cuemq::{Consumer, Flush};
+use cuemq::{Consumer, Flush, PopConsumer, PopReceipt, Received};
 use tokio::try_join;
 
 use super::house::House;
@@ -17,6 +17,8 @@ use crate::workload::Bodies;
 pub(crate) const GROUP: &str = "bench";
 /// Messages that the member takes at once.
 const TAKE_MESSAGES: usize = 256;
+/// How long a pop waits for the next message before it is asked for again.
+const POP_WAIT: Duration = Duration::from_secs(5);
 
 pub(super) struct EndToEndRig {
     setting: Setting,
@@ -49,13 +51,26 @@ pub(crate) fn check_all_acknowledged(house: &House) -> Result<()> {
 /// Sends a load through a broker while a member of a group takes, checks and acknowledges it; returns the time until
 /// both were done.
 pub(crate) fn transfer(house: &mut House, consumer: &mut Consumer, load: Load) -> Result<Duration> {
+    transfer_to(house, load, async |bodies, first, end| consume(consumer, bodies, first, end).await)
+}
+
+/// The same with a pop consumer: each message under a receipt of its own.
+pub(crate) fn transfer_by_pop(house: &mut House, consumer: &PopConsumer, load: Load) -> Result<Duration> {
+    transfer_to(house, load, async |bodies, first, end| pop(consumer, bodies, first, end).await)
+}
+
+fn transfer_to(
+    house: &mut House,
+    load: Load,
+    take: impl AsyncFnOnce(&Bodies, u64, u64) -> Result<()>,
+) -> Result<Duration> {
     let (producer, level) = (house.producer()?, house.level());
     let mut ledger = std::mem::take(&mut house.ledger);
     let (first, bodies) = (ledger.end(), &house.bodies);
     let end = first + load.messages();
     let watch = Stopwatch::start();
     house.block_on(async {
-        try_join!(load.send(&producer, bodies, &mut ledger, level), consume(consumer, bodies, first, end)).map(drop)
+        try_join!(load.send(&producer, bodies, &mut ledger, level), take(bodies, first, end)).map(drop)
     })?;
     let time = watch.elapsed();
     house.ledger = ledger;
@@ -96,10 +111,7 @@ async fn consume(consumer: &mut Consumer, bodies: &Bodies, first: u64, end: u64)
     while next < end {
         let batch = consumer.next_messages(TAKE_MESSAGES).await?;
         for received in &batch {
-            if received.offset().get() != next {
-                return Err(format!("offset {} was delivered where {next} belongs", received.offset()).into());
-            }
-            bodies.check(next, received.body())?;
+            check(received, bodies, next)?;
             next += 1;
         }
         if next == end {
@@ -110,4 +122,26 @@ async fn consume(consumer: &mut Consumer, bodies: &Bodies, first: u64, end: u64)
         }
     }
     Ok(())
+}
+
+/// Pops messages `first..end`, which come in order as long as none fails, checks and acknowledges them.
+async fn pop(consumer: &PopConsumer, bodies: &Bodies, first: u64, end: u64) -> Result<()> {
+    let mut next = first;
+    while next < end {
+        let popped = consumer.pop(TAKE_MESSAGES, POP_WAIT).await?;
+        for message in &popped {
+            check(message, bodies, next)?;
+            next += 1;
+        }
+        let receipts: Vec<PopReceipt> = popped.iter().map(|message| message.receipt().clone()).collect();
+        consumer.ack_all(&receipts).await.into_iter().collect::<cuemq::Result<()>>()?;
+    }
+    Ok(())
+}
+
+fn check(received: &Received, bodies: &Bodies, message: u64) -> Result<()> {
+    if received.offset().get() != message {
+        return Err(format!("offset {} was delivered where {message} belongs", received.offset()).into());
+    }
+    bodies.check(message, received.body())
 }

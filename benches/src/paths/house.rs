@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cuemq::{AckLevel, Broker, Consumer, Flush, Producer, PullConsumer, Receipt, TopicSpec};
+use cuemq::{AckLevel, Broker, Consumer, Flush, PopConsumer, Producer, PullConsumer, Receipt, TopicSpec};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::unconstrained;
@@ -80,6 +80,11 @@ impl House {
     pub(crate) fn consumer(&self, group: &str) -> Result<Consumer> {
         let broker = &self.present()?.broker;
         Ok(self.runtime.block_on(broker.consumer(group).subscribe(TOPIC).build())?)
+    }
+
+    pub(crate) fn pop_consumer(&self, group: &str) -> Result<PopConsumer> {
+        let broker = &self.present()?.broker;
+        Ok(self.runtime.block_on(broker.pop_consumer(group).subscribe(TOPIC).build())?)
     }
 
     /// Runs a load that shares its thread with nobody. Tokio's budget would send futures to the end of the line at

@@ -3,8 +3,9 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{self, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
-use cuemq::{Broker, TopicSpec};
+use cuemq::{Broker, Flush, Message, TopicSpec};
 use tokio::runtime::Builder;
 
 use super::{Context, opening};
@@ -13,8 +14,10 @@ use crate::workload::TOPIC;
 
 /// The argument that makes the benchmark's program such a process: task, directory and number follow.
 pub const FLAG: &str = "--as-child";
-/// Topics that are made before memory is looked at for the first time.
+/// Topics or groups that are made before memory is looked at for the first time.
 const TOPICS_BEFORE: u32 = 20;
+/// Messages that are sent or popped at once.
+const AT_ONCE: usize = 256;
 
 /// A process of this program; killed when it is dropped before its end.
 #[derive(Debug)]
@@ -99,6 +102,8 @@ pub fn serve(arguments: &[String]) -> Result<()> {
         }
         "start" => Builder::new_current_thread().build()?.block_on(start(directory)),
         "topics" => Builder::new_current_thread().build()?.block_on(topics(directory, u32::try_from(number)?)),
+        "groups" => Builder::new_current_thread().build()?.block_on(groups(directory, u32::try_from(number)?)),
+        "popped" => Builder::new_current_thread().build()?.block_on(popped(directory, number)),
         other => Err(format!("there is no task {other}").into()),
     }
 }
@@ -141,5 +146,53 @@ async fn topics(directory: &Path, count: u32) -> Result<()> {
     }
     say(after.saturating_sub(before))?;
     wait_for_end()?;
+    Ok(broker.shutdown().await?)
+}
+
+/// Makes consumer groups that nobody is in, and says how many bytes of memory they took.
+async fn groups(directory: &Path, count: u32) -> Result<()> {
+    let broker = Broker::open(directory).await?;
+    let make = async |number: u32| broker.pull_consumer(&format!("idle-{number}")).await.map(drop);
+    for number in 0..TOPICS_BEFORE {
+        make(number).await?;
+    }
+    let before = resident_bytes("self")?;
+    for number in TOPICS_BEFORE..TOPICS_BEFORE + count {
+        make(number).await?;
+    }
+    let after = resident_bytes("self")?;
+    if broker.groups().len() != (TOPICS_BEFORE + count) as usize {
+        return Err(format!("there are {} groups", broker.groups().len()).into());
+    }
+    say(after.saturating_sub(before))?;
+    wait_for_end()?;
+    Ok(broker.shutdown().await?)
+}
+
+/// Pops messages of one byte and settles none, and says how many bytes of memory the broker took for that: what the
+/// consumer itself holds is let go of before.
+async fn popped(directory: &Path, count: u64) -> Result<()> {
+    let broker = Broker::open(directory).await?;
+    broker.create_topic(TopicSpec::new(TOPIC).flush(Flush::Buffered)).await?;
+    let producer = broker.producer(TOPIC).await?;
+    let mut sent = 0;
+    while sent < count {
+        let batch = usize::try_from(count - sent)?.min(AT_ONCE);
+        producer.send_batch(vec![Message::new("x"); batch]).await?;
+        sent += batch as u64;
+    }
+    let consumer = broker.pop_consumer("group").subscribe(TOPIC).invisible(Duration::from_secs(3600)).build().await?;
+    let before = resident_bytes("self")?;
+    let mut taken = 0;
+    while taken < count {
+        let some = consumer.pop(AT_ONCE, Duration::from_secs(10)).await?;
+        if some.is_empty() {
+            return Err(format!("only {taken} of {count} messages were popped").into());
+        }
+        taken += some.len() as u64;
+    }
+    say(resident_bytes("self")?.saturating_sub(before))?;
+    wait_for_end()?;
+    drop(consumer);
     Ok(broker.shutdown().await?)
 }

@@ -28,7 +28,7 @@ const BATCH: usize = 64;
 const NEW_QUEUES_PER_BATCH: usize = 4096;
 /// The number of queues of which the target speaks.
 const JUDGED_QUEUES: u32 = 10_000;
-/// Bytes of memory that an idle topic may take.
+/// Bytes of memory that an idle topic may take; others are shown beside it.
 const TOPIC_BYTES: f64 = 2048.0;
 /// Messages that one poll of a backlog takes.
 const POLL_MESSAGES: usize = 256;
@@ -47,7 +47,9 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
         rows.push(by_backlog(context, &bodies, backlog, judged)?);
     }
     if context.program.is_some() {
-        rows.push(idle_topics(context)?);
+        for footprint in footprints(context) {
+            rows.push(footprint.row(context)?);
+        }
     }
     Ok(rows)
 }
@@ -251,18 +253,55 @@ impl Reading {
     }
 }
 
-fn idle_topics(context: &Context) -> Result<Row> {
-    let topics = context.scale.topics;
-    let pairs = against(context.scale.pairs, TOPIC_BYTES, || {
-        let folder = context.place.folder()?;
-        let mut child = Child::start(context, "topics", folder.path(), u64::from(topics))?;
-        let bytes = child.number()?;
-        child.end()?;
-        #[expect(clippy::cast_precision_loss, reason = "bytes of one process")]
-        Ok(bytes as f64 / f64::from(topics))
-    })?;
-    let verified = u64::from(topics) * pairs.len() as u64;
-    let name = format!("resident memory of an idle topic, {} topics of one queue", many(u64::from(topics)));
-    let note = "growth of VmRSS of a process of its own while the topics are made, divided by their number";
-    Ok(subject(name, "B", "durable", "2 KB", Goal::AtMost(1.0), note).row(pairs, verified))
+/// What each of many things costs in memory, seen in a process of its own.
+struct Footprint {
+    task: &'static str,
+    name: &'static str,
+    /// How many there are.
+    count: u64,
+    goal: Goal,
+    note: &'static str,
+}
+
+fn footprints(context: &Context) -> [Footprint; 3] {
+    let topics = u64::from(context.scale.topics);
+    [
+        Footprint {
+            task: "topics",
+            name: "resident memory of an idle topic of one queue",
+            count: topics,
+            goal: Goal::AtMost(1.0),
+            note: "growth of VmRSS of a process of its own while the topics are made, divided by their number",
+        },
+        Footprint {
+            task: "groups",
+            name: "resident memory of an idle group with its retry and dead-letter topic",
+            count: topics / 2,
+            goal: Goal::None,
+            note: "as for topics",
+        },
+        Footprint {
+            task: "popped",
+            name: "resident memory of a message in flight by pop",
+            count: context.scale.popped,
+            goal: Goal::None,
+            note: "growth of VmRSS while messages of one byte are popped and not settled, divided by their number",
+        },
+    ]
+}
+
+impl Footprint {
+    fn row(&self, context: &Context) -> Result<Row> {
+        let pairs = against(context.scale.pairs, TOPIC_BYTES, || {
+            let folder = context.place.folder()?;
+            let mut child = Child::start(context, self.task, folder.path(), self.count)?;
+            let bytes = child.number()?;
+            child.end()?;
+            #[expect(clippy::cast_precision_loss, reason = "bytes of one process")]
+            Ok(bytes as f64 / self.count as f64)
+        })?;
+        let verified = self.count * pairs.len() as u64;
+        let name = format!("{}, {} of them", self.name, many(self.count));
+        Ok(subject(name, "B", "durable", "2 KB", self.goal, self.note).row(pairs, verified))
+    }
 }

@@ -37,8 +37,10 @@ pub struct Scale {
     pub groups: Vec<usize>,
     /// Messages that lie in a queue while more are appended.
     pub backlogs: Vec<u64>,
-    /// Idle topics whose memory is measured.
+    /// Idle topics whose memory is measured, and half as many idle groups.
     pub topics: u32,
+    /// Messages in flight by pop whose memory is measured.
+    pub popped: u64,
     /// Rounds of SYNC and PING.
     pub limit_rounds: usize,
     /// Whether a process is killed with SIGKILL and its store opened.
@@ -76,6 +78,7 @@ impl Scale {
             groups: vec![1, 100],
             backlogs: vec![10_000, 1_000_000],
             topics: 400,
+            popped: 20_000,
             limit_rounds: 100,
             kills: false,
             builds: true,
@@ -97,7 +100,8 @@ impl Scale {
             queue_messages: 3_200_000,
             groups: vec![1, 100, 1000],
             backlogs: vec![10_000, 100_000, 1_000_000, 10_000_000],
-            topics: 9_000,
+            topics: 6_000,
+            popped: 60_000,
             limit_rounds: 500,
             kills: true,
             ..Self::quick()
@@ -122,6 +126,7 @@ impl Scale {
             groups: vec![1, 3],
             backlogs: vec![1_000],
             topics: 50,
+            popped: 100,
             limit_rounds: 20,
             kills: true,
             builds: false,

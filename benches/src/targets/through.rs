@@ -1,5 +1,6 @@
 //! Targets 2 and 3: through the actors. A producer's handle to its receipts against one thread that encodes records in
-//! place; and the whole way, delivered to a member of a group and acknowledged, against the former.
+//! place; and the whole way, delivered to a member of a group and acknowledged, against the former: by offset, a batch
+//! at a time, and by pop, each message under a receipt of its own.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::scale::Scale;
 use super::{Context, per_second};
 use crate::Result;
 use crate::limits::Encoder;
-use crate::paths::end_to_end::{GROUP, check_all_acknowledged, transfer};
+use crate::paths::end_to_end::{GROUP, check_all_acknowledged, transfer, transfer_by_pop};
 use crate::paths::house::House;
 use crate::paths::send::{Load, send};
 use crate::store::EngineKind;
@@ -44,7 +45,7 @@ impl Way {
         }
     }
 
-    fn rows(self, body_bytes: usize, measured: Measured) -> [Row; 2] {
+    fn rows(self, body_bytes: usize, measured: Measured) -> [Row; 3] {
         let name = format!("{}, {}", bytes(body_bytes), self.name);
         let in_flight = if self.batch == 1 { "" } else { ", 16 batches in flight" };
         let sending = Subject {
@@ -66,7 +67,16 @@ impl Way {
             ),
             ..sending.clone()
         };
-        [sending.row(measured.sent, measured.checked), transferring.row(measured.whole, measured.checked_whole)]
+        let popping = Subject {
+            name: format!("produce, pop, ack, {name}"),
+            note: format!("one queue, one sender{in_flight}, one pop consumer; pops of 256, acknowledged as one"),
+            ..transferring.clone()
+        };
+        [
+            sending.row(measured.sent, measured.checked),
+            transferring.row(measured.whole, measured.checked_whole),
+            popping.row(measured.popped, measured.checked_popped),
+        ]
     }
 }
 
@@ -83,29 +93,35 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Pairs of both targets, and how many messages of each were read back.
+/// Pairs of both targets, the second in two ways, and how many messages of each were read back.
 struct Measured {
     sent: Vec<Pair>,
     whole: Vec<Pair>,
+    popped: Vec<Pair>,
     checked: u64,
     checked_whole: u64,
+    checked_popped: u64,
 }
 
-/// One broker takes what is only sent, another one what is delivered too.
+/// One broker takes what is only sent, another one what is delivered too, a third one what is popped.
 fn measure(context: &Context, bodies: &Arc<Bodies>, encoder: &mut Encoder, way: Way) -> Result<Measured> {
     let open = || House::new(EngineKind::Mmap, Arc::clone(bodies), Flush::Buffered, &context.profile, &context.place);
     let count = Scale::messages(context.scale.send_bytes, bodies.body_bytes(), way.batch);
-    let (mut sender, mut whole) = (open()?, open()?);
-    let mut consumer = whole.consumer(GROUP)?;
-    let (mut sent, mut transferred) = (Vec::new(), Vec::new());
+    let (mut sender, mut whole, mut popping) = (open()?, open()?, open()?);
+    let (mut consumer, popper) = (whole.consumer(GROUP)?, popping.pop_consumer(GROUP)?);
+    let (mut sent, mut transferred, mut popped) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..context.scale.pairs {
         let before = encoder.rate();
         let sending = per_second(count, send(&mut sender, way.load(count))?);
         sent.push(Pair { value: sending, limit: f64::midpoint(before, encoder.rate()) });
         let value = per_second(count, transfer(&mut whole, &mut consumer, way.load(count))?);
         transferred.push(Pair { value, limit: sending });
+        let value = per_second(count, transfer_by_pop(&mut popping, &popper, way.load(count))?);
+        popped.push(Pair { value, limit: sending });
     }
-    drop(consumer);
+    drop((consumer, popper));
     check_all_acknowledged(&whole)?;
-    Ok(Measured { sent, whole: transferred, checked: sender.move_out()?, checked_whole: whole.move_out()? })
+    check_all_acknowledged(&popping)?;
+    let (checked, checked_whole, checked_popped) = (sender.move_out()?, whole.move_out()?, popping.move_out()?);
+    Ok(Measured { sent, whole: transferred, popped, checked, checked_whole, checked_popped })
 }
