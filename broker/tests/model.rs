@@ -49,9 +49,9 @@ fn play_all(cases: u32, seed: u64, store: impl Fn() -> Store) -> Result<(), Stri
         ..Config::default()
     };
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let outcome = TestRunner::new_with_rng(config, rng).run(&step::steps(), |steps| {
+    let outcome = TestRunner::new_with_rng(config, rng).run(&step::runs(), |(order, steps)| {
         run(async {
-            let mut play = Play::begin(store()).await;
+            let mut play = Play::begin(store(), order).await;
             for step in &steps {
                 play.step(step).await;
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cuemq::{Broker, Consumer, Delivery, ErrorKind, ManualClock, Message, Producer, RetryPolicy, TopicSpec};
+use cuemq::{Broker, Consumer, Delivery, ErrorKind, ManualClock, Message, Order, Producer, RetryPolicy, TopicSpec};
 use futures_util::FutureExt;
 
 use super::reference::{PAUSES_S, Reference, Status};
@@ -46,7 +46,7 @@ pub(crate) struct Play {
 }
 
 impl Play {
-    pub(crate) async fn begin(store: Store) -> Self {
+    pub(crate) async fn begin(store: Store, order: Order) -> Self {
         let mut play = Self {
             store,
             clock: manual_clock(),
@@ -55,7 +55,7 @@ impl Play {
             settler: None,
             members: Vec::new(),
             held: Vec::new(),
-            reference: Reference::default(),
+            reference: Reference::new(order),
             next_message: 0,
             next_member: 0,
             since_change: 0,
@@ -96,6 +96,8 @@ impl Play {
             Step::Leave { which } if !self.members.is_empty() => self.leave(which % self.members.len()).await,
             Step::Settle { .. } | Step::Join | Step::Leave { .. } => {}
             Step::Advance { seconds } => self.advance(*seconds),
+            Step::Pause => self.pause(true).await,
+            Step::Resume => self.pause(false).await,
             Step::Restart => self.reopen(false).await,
             Step::Kill => self.reopen(true).await,
         }
@@ -108,14 +110,21 @@ impl Play {
         let messages: Vec<Message> =
             (first..self.next_message).map(|number| numbered(number).sharding_key(format!("k{key}"))).collect();
         self.producer.as_ref().unwrap().send_batch(messages).await.unwrap();
-        (first..self.next_message).for_each(|number| self.reference.sent(number, now, None));
+        (first..self.next_message).for_each(|number| self.reference.sent(number, Some(key), now, None));
     }
 
     async fn send_later(&mut self, seconds: u64) {
         let (number, delay) = (self.next_message, Duration::from_secs(seconds));
         self.next_message += 1;
         self.producer.as_ref().unwrap().send(numbered(number).delay(delay)).await.unwrap();
-        self.reference.sent(number, self.clock.now().plus(delay), None);
+        self.reference.sent(number, None, self.clock.now().plus(delay), None);
+    }
+
+    async fn pause(&mut self, pause: bool) {
+        let broker = self.broker();
+        let told = if pause { broker.pause_group(GROUP).await } else { broker.resume_group(GROUP).await };
+        told.unwrap();
+        self.reference.paused = pause;
     }
 
     /// Whatever was due or asked for by now has been carried out after this.
@@ -161,6 +170,11 @@ impl Play {
     async fn settle(&mut self, held: Held, how: Settling) {
         let Held { message, number, delivery } = held;
         let (now, valid) = (self.clock.now(), self.reference.is_out_by(message, number));
+        // A retry goes another way, on which it loses its place: where order counts, a failure waits in its place.
+        let how = match how {
+            Settling::Fail | Settling::RetryIn { .. } if self.reference.order != Order::Concurrent => Settling::Drop,
+            how => how,
+        };
         let outcome = match how {
             Settling::Ack => delivery.ack().await.map(|()| self.reference.done(message)),
             Settling::Fail => delivery.retry_later(None).await.map(|()| self.reference.failed(message, None, now)),
@@ -202,7 +216,8 @@ impl Play {
         self.next_member += 1;
         let pauses = PAUSES_S.map(Duration::from_secs).to_vec();
         let consumer = self.broker().consumer(GROUP).subscribe(TOPIC).member(format!("m{number}"));
-        let consumer = consumer.retry_policy(RetryPolicy::Schedule(pauses)).build().await.unwrap();
+        let consumer = consumer.retry_policy(RetryPolicy::Schedule(pauses)).order(self.reference.order);
+        let consumer = consumer.build().await.unwrap();
         self.members.push(Member { number, consumer });
         self.reference.changed(self.clock.now());
         self.since_change = 0;
@@ -252,6 +267,7 @@ impl Play {
 
     /// Consumes whatever is left, then compares the end with the reference.
     pub(crate) async fn end(mut self) {
+        self.pause(false).await;
         for held in std::mem::take(&mut self.held) {
             self.settle(held, Settling::Ack).await;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cuemq::{DeadReason, QueueKey, Timestamp};
+use cuemq::{DeadReason, Order, QueueKey, Timestamp};
 
 /// Where a message stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,6 +26,8 @@ pub(crate) enum Status {
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) status: Status,
+    /// Its sharding key: where order counts, messages of one key come one after the other.
+    pub(crate) key: Option<u8>,
     /// Failed deliveries that storage knows of.
     pub(crate) failures: u32,
     /// Failed deliveries that only the member knows of who had them.
@@ -44,16 +46,27 @@ pub(crate) struct Reference {
     /// Changes of the membership so far.
     pub(crate) epoch: u64,
     pub(crate) paused: bool,
+    pub(crate) order: Order,
     deliveries: u64,
 }
 
 /// Redeliveries of the group's policy, in seconds.
 pub(crate) const PAUSES_S: [u64; 2] = [10, 30];
 
+impl Entry {
+    fn is_over(&self) -> bool {
+        matches!(self.status, Status::Done | Status::Dead(_))
+    }
+}
+
 impl Reference {
-    pub(crate) fn sent(&mut self, number: u64, from: Timestamp, expires_at: Option<Timestamp>) {
+    pub(crate) fn new(order: Order) -> Self {
+        Self { order, ..Self::default() }
+    }
+
+    pub(crate) fn sent(&mut self, number: u64, key: Option<u8>, from: Timestamp, expires_at: Option<Timestamp>) {
         let status = Status::Ready { from, surely: from };
-        let entry = Entry { status, failures: 0, failures_in_memory: 0, queue: None, expires_at, loose: false };
+        let entry = Entry { status, key, failures: 0, failures_in_memory: 0, queue: None, expires_at, loose: false };
         assert!(self.entries.insert(number, entry).is_none(), "message {number} is sent twice by the test");
     }
 
@@ -64,27 +77,34 @@ impl Reference {
     /// Whether this message may be delivered now.
     pub(crate) fn may_come(&self, number: u64, now: Timestamp) -> bool {
         let Some(entry) = self.entries.get(&number) else { return false };
-        match entry.status {
+        let ready = match entry.status {
             Status::Ready { from, .. } => from <= now && !Self::is_expired(entry, now),
             Status::Out { .. } => entry.loose,
             Status::Done | Status::Dead(_) => false,
-        }
+        };
+        ready && !self.paused && self.is_first_of_its_key(number, entry)
     }
 
-    fn has_to_come(entry: &Entry, now: Timestamp) -> bool {
-        matches!(entry.status, Status::Ready { surely, .. } if surely <= now) && !Self::is_expired(entry, now)
+    /// Where order counts: nothing of a key comes while an earlier message of it has not come to its end.
+    fn is_first_of_its_key(&self, number: u64, entry: &Entry) -> bool {
+        self.order == Order::Concurrent
+            || entry.key.is_none()
+            || self.entries.range(..number).all(|(_, earlier)| earlier.key != entry.key || earlier.is_over())
     }
 
     /// Whether some message has to come to whoever asks: one that is ready, in a queue that nobody has to give up first.
     pub(crate) fn must_come(&self, now: Timestamp) -> bool {
-        !self.paused && {
-            // A message that is out since before a change of the membership keeps its queue from the next holder.
-            let blocked = self
-                .entries
-                .values()
-                .any(|entry| matches!(entry.status, Status::Out { epoch, .. } if epoch < self.epoch) || entry.loose);
-            !blocked && self.entries.values().any(|entry| Self::has_to_come(entry, now))
-        }
+        // A message that is out since before a change of the membership keeps its queue from the next holder.
+        let blocks = |entry: &Entry| match entry.status {
+            Status::Out { epoch, .. } => epoch < self.epoch || entry.loose || self.order == Order::Queue,
+            // In order, one that comes again later holds up its queue.
+            Status::Ready { surely, .. } => self.order == Order::Queue && surely > now,
+            Status::Done | Status::Dead(_) => false,
+        };
+        let has_to_come = |(number, entry): (&u64, &Entry)| {
+            matches!(entry.status, Status::Ready { surely, .. } if surely <= now) && self.may_come(*number, now)
+        };
+        !self.entries.values().any(blocks) && self.entries.iter().any(has_to_come)
     }
 
     /// Takes a delivery in.
@@ -220,7 +240,7 @@ impl Reference {
 
     /// Whether everything that was sent has come to an end.
     pub(crate) fn is_over(&self) -> bool {
-        self.entries.values().all(|entry| matches!(entry.status, Status::Done | Status::Dead(_)))
+        self.entries.values().all(Entry::is_over)
     }
 
     /// The numbers of those that are dead letters, in order, with why.

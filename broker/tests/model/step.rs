@@ -1,5 +1,6 @@
 //! What a random run is made of. Indices are taken modulo whatever there is, so that every sequence makes sense.
 
+use cuemq::Order;
 use proptest::prelude::*;
 
 /// How a delivery is settled.
@@ -29,12 +30,16 @@ pub(crate) enum Step {
     Join,
     Leave { which: usize },
     Advance { seconds: u64 },
+    Pause,
+    Resume,
     Restart,
     Kill,
 }
 
-pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec(step(), 1..60)
+/// How the group's members take their messages, and what happens.
+pub(crate) fn runs() -> impl Strategy<Value = (Order, Vec<Step>)> {
+    let order = prop_oneof![3 => Just(Order::Concurrent), 1 => Just(Order::Queue), 1 => Just(Order::Key)];
+    (order, prop::collection::vec(step(), 1..60))
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -47,6 +52,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Join),
         2 => (0usize..8).prop_map(|which| Step::Leave { which }),
         4 => prop_oneof![Just(1u64), Just(10), Just(31), 1u64..120].prop_map(|seconds| Step::Advance { seconds }),
+        1 => Just(Step::Pause),
+        2 => Just(Step::Resume),
         1 => Just(Step::Restart),
         1 => Just(Step::Kill),
     ]
