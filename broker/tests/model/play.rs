@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use cuemq::{Broker, Consumer, Delivery, ErrorKind, ManualClock, Message, Order, Producer, RetryPolicy, TopicSpec};
+use cuemq::{
+    Broker, Consumer, Delivery, ErrorKind, ManualClock, Message, Order, PopConsumer, Popped, Producer, Received,
+    RetryPolicy, TopicSpec,
+};
 use futures_util::FutureExt;
 
 use super::reference::{PAUSES_S, Reference, Status};
@@ -14,6 +17,9 @@ use crate::common::{Settler, manual_clock, read_all, soon};
 const GROUP: &str = "group";
 const TOPIC: &str = "orders";
 const MOST_MEMBERS: usize = 4;
+const INVISIBLE_S: u64 = 20;
+/// No step of the clock is longer: what is due by then is over before the next.
+const LONGEST_STEP_S: u64 = 9;
 /// The pause before a delivery that was dropped comes again, and how long a revoked queue may be kept.
 const REDELIVERY_PAUSE_S: u64 = 1;
 const REVOKE_PATIENCE_S: u64 = 30;
@@ -27,7 +33,13 @@ struct Held {
     message: u64,
     /// Which of the message's deliveries this is.
     number: u64,
-    delivery: Delivery,
+    taken: Taken,
+}
+
+/// A message in somebody's hands.
+enum Taken {
+    Delivered(Delivery),
+    Popped(Box<Popped>),
 }
 
 pub(crate) struct Play {
@@ -37,6 +49,7 @@ pub(crate) struct Play {
     producer: Option<Producer>,
     settler: Option<Settler>,
     members: Vec<Member>,
+    popper: Option<PopConsumer>,
     held: Vec<Held>,
     reference: Reference,
     next_message: u64,
@@ -54,6 +67,7 @@ impl Play {
             producer: None,
             settler: None,
             members: Vec::new(),
+            popper: None,
             held: Vec::new(),
             reference: Reference::new(order),
             next_message: 0,
@@ -95,7 +109,8 @@ impl Play {
             Step::Join if self.members.len() < MOST_MEMBERS => self.join().await,
             Step::Leave { which } if !self.members.is_empty() => self.leave(which % self.members.len()).await,
             Step::Settle { .. } | Step::Join | Step::Leave { .. } => {}
-            Step::Advance { seconds } => self.advance(*seconds),
+            Step::Pop => self.pop().await,
+            Step::Advance { seconds } => self.advance(*seconds).await,
             Step::Pause => self.pause(true).await,
             Step::Resume => self.pause(false).await,
             Step::Restart => self.reopen(false).await,
@@ -137,17 +152,17 @@ impl Play {
 
     /// Takes one message, from whichever member has one, and checks that it may come; that one comes if it must.
     async fn next(&mut self) {
-        if self.members.is_empty() {
+        if self.members.is_empty() && self.popper.is_none() {
             return;
         }
         self.settle_down().await;
         let must = self.reference.must_come(self.clock.now());
         let found = if must {
             let reference = format!("{:?}", self.reference);
-            let members = &mut self.members;
+            let (members, popper, pool) = (&mut self.members, self.popper.as_ref(), self.reference.pool);
             let searching = async {
                 loop {
-                    if let Some(found) = poll_all(members) {
+                    if let Some(found) = poll_all(members, popper, pool).await {
                         return found;
                     }
                     std::thread::yield_now();
@@ -158,22 +173,30 @@ impl Play {
             let found = tokio::time::timeout(patience, searching).await;
             Some(found.unwrap_or_else(|_| panic!("nothing comes, but something must: {reference}")))
         } else {
-            poll_all(&mut self.members)
+            poll_all(&mut self.members, self.popper.as_ref(), self.reference.pool).await
         };
-        if let Some((member, delivery)) = found {
-            let (message, now) = (number_of(&delivery), self.clock.now());
-            let number = self.reference.delivered(message, member, delivery.queue(), delivery.attempts(), now);
-            self.held.push(Held { message, number, delivery });
+        if let Some((member, taken)) = found {
+            let (received, now) = (taken.received(), self.clock.now());
+            let message = number_of(received);
+            let number = self.reference.delivered(message, member, received.queue(), received.attempts(), now);
+            if let Taken::Popped(_) = &taken {
+                self.reference.popped(message, now.plus(Duration::from_secs(INVISIBLE_S)));
+            }
+            self.held.push(Held { message, number, taken });
         }
     }
 
     async fn settle(&mut self, held: Held, how: Settling) {
-        let Held { message, number, delivery } = held;
+        let Held { message, number, taken } = held;
         let (now, valid) = (self.clock.now(), self.reference.is_out_by(message, number));
         // A retry goes another way, on which it loses its place: where order counts, a failure waits in its place.
         let how = match how {
             Settling::Fail | Settling::RetryIn { .. } if self.reference.order != Order::Concurrent => Settling::Drop,
             how => how,
+        };
+        let delivery = match taken {
+            Taken::Delivered(delivery) => delivery,
+            Taken::Popped(popped) => return self.settle_popped(message, number, *popped, how).await,
         };
         let outcome = match how {
             Settling::Ack => delivery.ack().await.map(|()| self.reference.done(message)),
@@ -201,6 +224,49 @@ impl Play {
             assert_eq!(error.kind(), ErrorKind::Stale, "{error}");
             self.reference.refused(message, number, now);
         }
+    }
+
+    /// Settles a popped message; one that is dropped comes again when its invisible time is over.
+    async fn settle_popped(&mut self, message: u64, number: u64, popped: Popped, how: Settling) {
+        let (now, valid) = (self.clock.now(), self.reference.is_out_by(message, number));
+        let outcome = match how {
+            Settling::Ack => popped.ack().await.map(|()| self.reference.done(message)),
+            Settling::Fail => popped.nack(None).await.map(|()| self.reference.failed(message, None, now)),
+            Settling::RetryIn { seconds } => {
+                let pause = Duration::from_secs(seconds);
+                popped.nack(Some(pause)).await.map(|()| self.reference.failed(message, Some(seconds), now))
+            }
+            Settling::Reject => popped.reject("no use").await.map(|()| self.reference.rejected(message)),
+            Settling::Drop | Settling::Again { .. } => return,
+        };
+        match outcome {
+            Ok(()) => assert!(valid, "message {message} was settled by a receipt that is over"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Stale, "{error}");
+                self.reference.refused(message, number, now);
+            }
+        }
+    }
+
+    /// Has a pop consumer come, or go if there is one. What it has popped can still be settled.
+    async fn pop(&mut self) {
+        if self.reference.order != Order::Concurrent {
+            return;
+        }
+        if self.popper.take().is_none() {
+            let pauses = PAUSES_S.map(Duration::from_secs).to_vec();
+            let consumer =
+                self.broker().pop_consumer(GROUP).subscribe(TOPIC).invisible(Duration::from_secs(INVISIBLE_S));
+            self.popper = Some(consumer.retry_policy(RetryPolicy::Schedule(pauses)).build().await.unwrap());
+            if self.reference.pool.is_none() {
+                self.reference.pool = Some(self.next_member);
+                self.next_member += 1;
+            }
+        }
+        self.settle_down().await;
+        self.reference.pool_is_served = self.popper.is_some();
+        self.reference.changed(self.clock.now());
+        self.since_change = 0;
     }
 
     /// A message that its holder gives back comes again; a holder that lost the queue changes nothing by that.
@@ -239,15 +305,23 @@ impl Play {
         self.since_change = 0;
     }
 
-    fn advance(&mut self, seconds: u64) {
-        self.clock.advance(Duration::from_secs(seconds));
-        self.since_change += seconds;
-        self.reference.passed(self.clock.now(), self.since_change >= REVOKE_PATIENCE_S);
+    async fn advance(&mut self, seconds: u64) {
+        let mut left = seconds;
+        while left > 0 {
+            let step = left.min(LONGEST_STEP_S);
+            left -= step;
+            self.clock.advance(Duration::from_secs(step));
+            self.settle_down().await;
+            self.since_change += step;
+            self.reference.passed(self.clock.now(), self.since_change >= REVOKE_PATIENCE_S);
+        }
     }
 
     async fn reopen(&mut self, kill: bool) {
         let broker = self.broker.take().unwrap();
         (self.producer, self.settler) = (None, None);
+        self.popper = None;
+        self.reference.pool_is_served = false;
         if kill {
             // As the process ends: nobody lets go of anything in good order.
             self.store.kill(broker).await;
@@ -275,7 +349,7 @@ impl Play {
             self.join().await;
         }
         while !self.reference.is_over() {
-            self.advance(REVOKE_PATIENCE_S + 1);
+            self.advance(REVOKE_PATIENCE_S + 1).await;
             let loose: Vec<u64> =
                 self.reference.entries.iter().filter(|(_, entry)| entry.loose).map(|(number, _)| *number).collect();
             assert!(loose.is_empty(), "nobody has these any more: {loose:?}");
@@ -287,7 +361,8 @@ impl Play {
             }
         }
         self.settle_down().await;
-        assert!(poll_all(&mut self.members).is_none(), "something comes after everything is over");
+        let more = poll_all(&mut self.members, self.popper.as_ref(), self.reference.pool).await;
+        assert!(more.is_none(), "something comes after everything is over");
         let letters = read_all(self.broker(), &format!("%DLQ%{GROUP}")).await;
         let mut letters: Vec<_> =
             letters.iter().map(|letter| (number_of(letter), letter.dead_reason().unwrap())).collect();
@@ -300,9 +375,24 @@ impl Play {
     }
 }
 
-fn poll_all(members: &mut [Member]) -> Option<(u64, Delivery)> {
+impl Taken {
+    fn received(&self) -> &Received {
+        match self {
+            Self::Delivered(delivery) => delivery,
+            Self::Popped(popped) => popped,
+        }
+    }
+}
+
+/// The first message that somebody finds, with whom.
+async fn poll_all(members: &mut [Member], popper: Option<&PopConsumer>, pool: Option<u64>) -> Option<(u64, Taken)> {
+    if let (Some(popper), Some(pool)) = (popper, pool)
+        && let Some(popped) = soon("the answer to a pop", popper.pop(1, Duration::ZERO)).await.unwrap().pop()
+    {
+        return Some((pool, Taken::Popped(Box::new(popped))));
+    }
     members.iter_mut().find_map(|member| {
         let found = member.consumer.next().now_or_never()?;
-        Some((member.number, found.unwrap()))
+        Some((member.number, Taken::Delivered(found.unwrap())))
     })
 }

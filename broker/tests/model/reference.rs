@@ -35,6 +35,8 @@ pub(crate) struct Entry {
     /// The queue in which it was delivered last.
     pub(crate) queue: Option<QueueKey>,
     pub(crate) expires_at: Option<Timestamp>,
+    /// When it comes again if nobody settles it: popped messages only.
+    pub(crate) invisible_until: Option<Timestamp>,
     /// The holder may have lost its queue meanwhile: the message may come to another.
     pub(crate) loose: bool,
 }
@@ -43,6 +45,9 @@ pub(crate) struct Entry {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reference {
     pub(crate) entries: BTreeMap<u64, Entry>,
+    /// The pool of the pop consumers, and whether one of them is there.
+    pub(crate) pool: Option<u64>,
+    pub(crate) pool_is_served: bool,
     /// Changes of the membership so far.
     pub(crate) epoch: u64,
     pub(crate) paused: bool,
@@ -66,7 +71,16 @@ impl Reference {
 
     pub(crate) fn sent(&mut self, number: u64, key: Option<u8>, from: Timestamp, expires_at: Option<Timestamp>) {
         let status = Status::Ready { from, surely: from };
-        let entry = Entry { status, key, failures: 0, failures_in_memory: 0, queue: None, expires_at, loose: false };
+        let entry = Entry {
+            status,
+            key,
+            failures: 0,
+            failures_in_memory: 0,
+            queue: None,
+            expires_at,
+            invisible_until: None,
+            loose: false,
+        };
         assert!(self.entries.insert(number, entry).is_none(), "message {number} is sent twice by the test");
     }
 
@@ -96,7 +110,11 @@ impl Reference {
     pub(crate) fn must_come(&self, now: Timestamp) -> bool {
         // A message that is out since before a change of the membership keeps its queue from the next holder.
         let blocks = |entry: &Entry| match entry.status {
-            Status::Out { epoch, .. } => epoch < self.epoch || entry.loose || self.order == Order::Queue,
+            Status::Out { epoch, member, .. } => {
+                // A pool without consumers keeps its queues until nothing of it is in flight.
+                let orphaned = self.pool == Some(member) && !self.pool_is_served;
+                epoch < self.epoch || entry.loose || orphaned || self.order == Order::Queue
+            }
             // In order, one that comes again later holds up its queue.
             Status::Ready { surely, .. } => self.order == Order::Queue && surely > now,
             Status::Done | Status::Dead(_) => false,
@@ -127,6 +145,7 @@ impl Reference {
         entry.failures_in_memory = attempts - entry.failures;
         entry.status = Status::Out { member, epoch, delivery };
         entry.queue = Some(queue.clone());
+        entry.invisible_until = None;
         entry.loose = false;
         delivery
     }
@@ -183,6 +202,11 @@ impl Reference {
         matches!(self.entries[&number].status, Status::Out { delivery, .. } if delivery == by)
     }
 
+    /// A message that was delivered by pop stays out until then, if nobody settles it.
+    pub(crate) fn popped(&mut self, number: u64, until: Timestamp) {
+        self.entry(number).invisible_until = Some(until);
+    }
+
     /// A holder was told that it has lost its queue: the message is there for the next one, if that has it not already.
     pub(crate) fn refused(&mut self, number: u64, by: u64, now: Timestamp) {
         let is_out = self.is_out_by(number, by);
@@ -192,6 +216,12 @@ impl Reference {
             entry.status = Status::Ready { from: now, surely: now };
             entry.loose = false;
         }
+    }
+
+    fn refused_to_all(&mut self, number: u64, now: Timestamp) {
+        let entry = self.entry(number);
+        entry.status = Status::Ready { from: now, surely: now };
+        entry.loose = false;
     }
 
     /// A member is gone, or all of them: what they had is there for others at once.
@@ -227,6 +257,15 @@ impl Reference {
     /// Time passes; `patience` is over for those who hold a queue since before a change.
     pub(crate) fn passed(&mut self, now: Timestamp, past_patience: bool) {
         let current = self.epoch;
+        let over = |entry: &Entry| {
+            matches!(entry.status, Status::Out { .. }) && entry.invisible_until.is_some_and(|until| until <= now)
+        };
+        let invisible: Vec<u64> =
+            self.entries.iter().filter(|(_, entry)| over(entry)).map(|(number, _)| *number).collect();
+        for number in invisible {
+            // Whoever lost the queue before has nothing that could fail.
+            if self.entry(number).loose { self.refused_to_all(number, now) } else { self.failed(number, Some(0), now) }
+        }
         for entry in self.entries.values_mut() {
             match entry.status {
                 Status::Out { epoch, .. } if past_patience && epoch < current => entry.loose = true,

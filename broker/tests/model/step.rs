@@ -23,13 +23,29 @@ impl Settling {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
-    Send { count: u8, key: u8 },
-    SendLater { seconds: u64 },
-    Next { times: u8 },
-    Settle { which: usize, how: Settling },
+    Send {
+        count: u8,
+        key: u8,
+    },
+    SendLater {
+        seconds: u64,
+    },
+    Next {
+        times: u8,
+    },
+    Settle {
+        which: usize,
+        how: Settling,
+    },
     Join,
-    Leave { which: usize },
-    Advance { seconds: u64 },
+    Leave {
+        which: usize,
+    },
+    /// A pop consumer comes, or goes if there is one.
+    Pop,
+    Advance {
+        seconds: u64,
+    },
     Pause,
     Resume,
     Restart,
@@ -51,6 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(which, how)| Step::Settle { which: which.index(1 << 16), how }),
         3 => Just(Step::Join),
         2 => (0usize..8).prop_map(|which| Step::Leave { which }),
+        2 => Just(Step::Pop),
         4 => prop_oneof![Just(1u64), Just(10), Just(31), 1u64..120].prop_map(|seconds| Step::Advance { seconds }),
         1 => Just(Step::Pause),
         2 => Just(Step::Resume),
