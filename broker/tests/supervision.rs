@@ -22,8 +22,9 @@ use cuemq::{Broker, BrokerState, Decision, ErrorKind, HalfMessage, Message, Publ
 use scenario::{Poison, play};
 
 /// Every message and every timer of every kind of actor.
-const POINTS: [(&str, &str); 44] = [
+const POINTS: [(&str, &str); 46] = [
     ("delay", "Alarm"),
+    ("delay", "Change"),
     ("delay", "Fired"),
     ("delay", "Schedule"),
     ("delay", "Stored"),
@@ -44,6 +45,7 @@ const POINTS: [(&str, &str); 44] = [
     ("group", "Leave"),
     ("group", "Letters"),
     ("group", "LettersHandled"),
+    ("group", "Operate"),
     ("group", "PopAck"),
     ("group", "PopFail"),
     ("group", "PopLeave"),

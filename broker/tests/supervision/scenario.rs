@@ -11,7 +11,7 @@ use cuemq::storage_api::ErrorKind as StorageKind;
 use cuemq::storage_api::fault::{Fault, Operation};
 use cuemq::{
     Broker, BrokerState, Consumer, Decision, Delivery, ErrorKind, HalfMessage, ManualClock, ProbePoint, Publish,
-    PublishBatch, QueueKey, QueueOffset, Received, Result, RetryPolicy, TopicSpec,
+    PublishBatch, QueueKey, QueueOffset, Recalled, Received, ResetTo, Result, RetryPolicy, TopicSpec,
 };
 
 use crate::common::checker::{number_of, numbered};
@@ -297,6 +297,10 @@ async fn pull_and_describe(walk: &Walk) {
     }
     let group = walk.again(async || broker.describe_group("puller").await).await;
     assert_eq!(group.queues.iter().map(|queue| queue.committed.get()).sum::<u64>(), 5);
+    let begin = async || broker.reset_group("puller", "orders", ResetTo::Begin).await?.confirm().await;
+    walk.again(begin).await;
+    let group = walk.again(async || broker.describe_group("puller").await).await;
+    assert!(group.queues.iter().all(|queue| queue.committed == QueueOffset::ZERO));
 }
 
 async fn delay(walk: &mut Walk) {
@@ -304,6 +308,9 @@ async fn delay(walk: &mut Walk) {
     let producer = broker.producer("orders").await.unwrap();
     let count = || -> u64 { broker.describe_topic("orders").unwrap().queues.iter().map(|q| q.end.get()).sum() };
     let before = count();
+    let taken_back = walk.again(async || producer.send(numbered(36).delay(Duration::from_secs(1))).await).await;
+    let id = taken_back.scheduled.unwrap();
+    assert_eq!(walk.again(async || broker.recall(&id).await).await, Recalled::Recalled);
     // So many that the alarm rings for some, although others may be found due without it.
     for n in 20..35 {
         walk.sent.insert(n);
