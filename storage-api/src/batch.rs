@@ -328,14 +328,14 @@ impl WriteBatch {
         for operation in &self.operations {
             match operation {
                 WriteOperation::Append { records, .. } => records_of.push(records.len()),
-                WriteOperation::PutPlaced { table, append, record, .. } => {
-                    if records_of.get(*append).is_none_or(|records| record >= records) {
-                        return Err(InvalidInput::new(format!(
-                            "a row of table {table} names record {record} of append operation {append}, and none of \
-                             the {} before it has one: append first",
-                            records_of.len()
-                        )));
-                    }
+                WriteOperation::PutPlaced { table, append, record, .. }
+                    if records_of.get(*append).is_none_or(|records| record >= records) =>
+                {
+                    return Err(InvalidInput::new(format!(
+                        "a row of table {table} names record {record} of append operation {append}, and none of the {} \
+                         before it has one: append first",
+                        records_of.len()
+                    )));
                 }
                 _ => {}
             }

@@ -92,7 +92,8 @@ pub(crate) fn expires_at(record: &Record) -> Option<Timestamp> {
 
 /// As much of an error's text as is kept.
 fn cut(error: &str) -> &str {
-    &error[..error.floor_char_boundary(MAX_ERROR_BYTES)]
+    let end = (0..=error.len().min(MAX_ERROR_BYTES)).rev().find(|at| error.is_char_boundary(*at));
+    &error[..end.unwrap_or(0)]
 }
 
 #[cfg(test)]
