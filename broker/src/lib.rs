@@ -103,10 +103,16 @@ pub use shared::ProbePoint;
 pub use state::BrokerState;
 pub use transaction::{Decision, HalfMessage, Transaction, TransactionId, TransactionListener, TransactionProducer};
 
-/// Runs the README's programs as tests.
+/// Runs the programs of README and guide as tests.
 #[cfg(all(doctest, feature = "mmap"))]
-#[doc = include_str!("../../README.md")]
-mod readme {}
+mod guide {
+    #[doc = include_str!("../../README.md")]
+    mod readme {}
+    #[doc = include_str!("../../docs/guide/groups.md")]
+    mod groups {}
+    #[doc = include_str!("../../docs/guide/ordering.md")]
+    mod ordering {}
+}
 
 /// Runs the guide's programs as tests.
 #[cfg(all(doctest, feature = "mmap"))]

@@ -3,7 +3,7 @@
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use cuemq_storage_api::QueueOffset;
+use cuemq_storage_api::{QueueKey, QueueOffset};
 use tokio::sync::oneshot;
 
 use super::release_if_free;
@@ -25,6 +25,8 @@ pub struct Batch {
     keeper: Arc<Keeper>,
     group: Arc<GroupHandle>,
     session: Arc<Session>,
+    /// Who holds the queue, if it is another member.
+    holder: Option<Arc<Session>>,
     lease: Lease,
     redeliveries: u32,
 }
@@ -54,7 +56,7 @@ impl<'a> IntoIterator for &'a Batch {
 
 impl Batch {
     pub(super) fn new(keeper: &Arc<Keeper>, group: &Arc<GroupHandle>, session: &Arc<Session>, given: Given) -> Self {
-        let Given { key, lease, records, redeliveries } = given;
+        let Given { key, lease, records, redeliveries, holder } = given;
         let count = records.as_slice().len();
         tracing::trace!(queue = %key, count, member = %session.member, "deliver");
         let (store_id, bytes) = (keeper.shared().store_id, payload_bytes(records.as_slice().iter()));
@@ -64,7 +66,7 @@ impl Batch {
             Records::Many(stored) => stored.into_iter().map(received).collect(),
         };
         let (keeper, group, session) = (Arc::clone(keeper), Arc::clone(group), Arc::clone(session));
-        Self { messages, bytes, keeper, group, session, lease, redeliveries }
+        Self { messages, bytes, keeper, group, session, holder, lease, redeliveries }
     }
 
     /// Declares all of its messages done and resolves once that is stored, as [`Delivery::ack`] does for one.
@@ -85,9 +87,16 @@ impl Batch {
     /// The messages one by one, each to be settled by itself.
     #[must_use = "messages that are not acknowledged come again"]
     pub fn into_deliveries(mut self) -> Vec<Delivery> {
-        let deliver =
-            |received| Delivery::new(&self.keeper, &self.group, &self.session, received, self.lease, self.redeliveries);
+        let (session, lease, redeliveries) = (&self.session, self.lease, self.redeliveries);
+        let deliver = |received| {
+            let holder = self.holder.clone();
+            Delivery::new(&self.keeper, &self.group, session, received, holder, lease, redeliveries)
+        };
         std::mem::take(&mut self.messages).into_iter().map(deliver).collect()
+    }
+
+    fn claim<'a>(&'a self, key: &'a QueueKey, records: usize) -> Claim<'a> {
+        Claim { key, lease: self.lease, records, bytes: self.bytes, holder: self.holder.as_ref() }
     }
 
     fn acknowledge(&mut self, reply: Option<oneshot::Sender<Result<()>>>) {
@@ -97,7 +106,7 @@ impl Batch {
         let ranges = ranges(&messages);
         // The group hears of it before the session lets go, as with one delivery.
         self.group.acknowledge(&self.session.member, first.queue(), self.lease, &ranges, reply);
-        let claim = Claim { key: first.queue(), lease: self.lease, records: messages.len(), bytes: self.bytes };
+        let claim = self.claim(first.queue(), messages.len());
         release_if_free(&self.group, self.session.acknowledged(claim, &ranges), claim);
     }
 }
@@ -106,7 +115,7 @@ impl Drop for Batch {
     fn drop(&mut self) {
         let Some(first) = self.messages.first() else { return };
         let at = self.keeper.shared().clock.now().plus(REDELIVERY_PAUSE);
-        let claim = Claim { key: first.queue(), lease: self.lease, records: self.messages.len(), bytes: self.bytes };
+        let claim = self.claim(first.queue(), self.messages.len());
         let records = self.messages.iter().map(|received| received.stored().clone());
         release_if_free(&self.group, self.session.again_at(claim, records, self.redeliveries, at), claim);
     }

@@ -74,7 +74,7 @@ impl ConsumerBuilder {
     }
 
     /// Subscribes to the messages of a topic whose tag matches: `*`, or tags as in `create || pay`. Messages that no
-    /// tag of this member matches are done without a delivery.
+    /// tag of any member of the group matches are done without a delivery, and counted.
     #[must_use]
     pub fn subscribe_tags(mut self, topic: impl Into<String>, tags: impl Into<String>) -> Self {
         self.subscriptions.push((topic.into(), tags.into()));

@@ -27,6 +27,8 @@ pub struct Delivery {
     keeper: Arc<Keeper>,
     group: Arc<GroupHandle>,
     session: Arc<Session>,
+    /// Who holds the queue, if it is another member.
+    holder: Option<Arc<Session>>,
     lease: Lease,
     /// Redeliveries by this member, which storage does not know of.
     redeliveries: u32,
@@ -53,11 +55,12 @@ impl Delivery {
         group: &Arc<GroupHandle>,
         session: &Arc<Session>,
         received: Received,
+        holder: Option<Arc<Session>>,
         lease: Lease,
         redeliveries: u32,
     ) -> Self {
         let (keeper, group, session) = (Arc::clone(keeper), Arc::clone(group), Arc::clone(session));
-        Self { received, keeper, group, session, lease, redeliveries, settled: false }
+        Self { received, keeper, group, session, holder, lease, redeliveries, settled: false }
     }
 
     /// Whether a failed handling keeps the message in its place: the group's policy has it come again, and others of its
@@ -68,7 +71,8 @@ impl Delivery {
 
     fn claim(&self) -> Claim<'_> {
         let bytes = self.received.stored().record.payload_bytes();
-        Claim { key: self.received.queue(), lease: self.lease, records: 1, bytes }
+        let holder = self.holder.as_ref();
+        Claim { key: self.received.queue(), lease: self.lease, records: 1, bytes, holder }
     }
 
     fn comes_again_at(&mut self, at: Timestamp) {

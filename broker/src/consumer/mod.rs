@@ -112,14 +112,14 @@ impl Consumer {
     }
 
     fn delivery(&self, given: Given) -> Delivery {
-        let Given { key, lease, records, redeliveries } = given;
+        let Given { key, lease, records, redeliveries, holder } = given;
         let stored = match records {
             Records::One(stored) => stored,
             Records::Many(_) => unreachable!("one was asked for"),
         };
         tracing::trace!(queue = %key, offset = %stored.offset, member = %self.session.member, "deliver");
         let received = Received::new(key, stored, self.keeper.shared().store_id, redeliveries);
-        Delivery::new(&self.keeper, &self.group, &self.session, received, lease, redeliveries)
+        Delivery::new(&self.keeper, &self.group, &self.session, received, holder, lease, redeliveries)
     }
 
     /// Waits for up to `most` records of one queue.
@@ -147,7 +147,10 @@ impl Consumer {
             let next = self.session.next(shared, most).map_err(|e| shared.check_running().err().unwrap_or(e));
             match next? {
                 Next::Given(given) => return Ok(Step::Given(given)),
-                Next::Skipped { key, lease, ranges } => {
+                Next::Skipped { key, lease, ranges, unwanted: true } => {
+                    self.group.pass_over(&self.session.member, key, lease, ranges);
+                }
+                Next::Skipped { key, lease, ranges, unwanted: false } => {
                     self.group.acknowledge(&self.session.member, &key, lease, &ranges, None);
                 }
                 Next::Ended { key, offsets } => self.group.withdraw_ended(&key, offsets),

@@ -22,7 +22,9 @@ pub(crate) struct KeyOrder<T> {
     taken: HashMap<Arc<str>, VecDeque<Entry<T>>>,
     /// The keys of what is out.
     out: BTreeMap<QueueOffset, Arc<str>>,
-    held_back_bytes: usize,
+    /// What waits, free or held back.
+    waiting: usize,
+    waiting_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -36,19 +38,20 @@ struct Entry<T> {
 impl<T> Default for KeyOrder<T> {
     fn default() -> Self {
         let (free, taken, out) = (VecDeque::new(), HashMap::new(), BTreeMap::new());
-        Self { free, taken, out, held_back_bytes: 0 }
+        Self { free, taken, out, waiting: 0, waiting_bytes: 0 }
     }
 }
 
 impl<T> KeyOrder<T> {
     /// Takes up the next message of the queue.
     pub(crate) fn push(&mut self, offset: QueueOffset, key: Option<&str>, bytes: usize, item: T) {
+        self.waiting += 1;
+        self.waiting_bytes += bytes;
         let Some(key) = key else { return self.free.push_back(Entry { offset, key: None, bytes, item }) };
         if let Some((key, _)) = self.taken.get_key_value(key) {
             let key = Arc::clone(key);
             let behind = self.taken.entry(Arc::clone(&key)).or_default();
             behind.push_back(Entry { offset, key: Some(key), bytes, item });
-            self.held_back_bytes += bytes;
             return;
         }
         let key: Arc<str> = key.into();
@@ -58,7 +61,9 @@ impl<T> KeyOrder<T> {
 
     /// Takes what has been free for longest. Its key is its own until it is [`done`](Self::done).
     pub(crate) fn take(&mut self) -> Option<T> {
-        let Entry { offset, key, item, .. } = self.free.pop_front()?;
+        let Entry { offset, key, item, bytes } = self.free.pop_front()?;
+        self.waiting -= 1;
+        self.waiting_bytes -= bytes;
         if let Some(key) = key {
             self.out.insert(offset, key);
         }
@@ -77,28 +82,42 @@ impl<T> KeyOrder<T> {
     pub(crate) fn pass_over(&mut self, to: QueueOffset) {
         for behind in self.taken.values_mut() {
             while let Some(entry) = behind.pop_front_if(|entry| entry.offset < to) {
-                self.held_back_bytes -= entry.bytes;
+                self.waiting -= 1;
+                self.waiting_bytes -= entry.bytes;
             }
         }
         let (stays, dropped): (VecDeque<_>, VecDeque<_>) = self.free.drain(..).partition(|entry| entry.offset >= to);
         self.free = stays;
-        dropped.into_iter().filter_map(|entry| entry.key).for_each(|key| self.pass_on(&key));
+        for entry in dropped {
+            self.waiting -= 1;
+            self.waiting_bytes -= entry.bytes;
+            if let Some(key) = entry.key {
+                self.pass_on(&key);
+            }
+        }
     }
 
     /// Drops what does not stay and is not out; what is out keeps its key.
     pub(crate) fn retain(&mut self, mut stays: impl FnMut(&T) -> bool) {
-        let mut held_back_bytes = self.held_back_bytes;
         for behind in self.taken.values_mut() {
             behind.retain(|entry| {
                 let stays = stays(&entry.item);
-                held_back_bytes -= if stays { 0 } else { entry.bytes };
+                if !stays {
+                    self.waiting -= 1;
+                    self.waiting_bytes -= entry.bytes;
+                }
                 stays
             });
         }
-        self.held_back_bytes = held_back_bytes;
         let (stay, dropped): (VecDeque<_>, VecDeque<_>) = self.free.drain(..).partition(|entry| stays(&entry.item));
         self.free = stay;
-        dropped.into_iter().filter_map(|entry| entry.key).for_each(|key| self.pass_on(&key));
+        for entry in dropped {
+            self.waiting -= 1;
+            self.waiting_bytes -= entry.bytes;
+            if let Some(key) = entry.key {
+                self.pass_on(&key);
+            }
+        }
     }
 
     /// Everything that is not out, in no order.
@@ -109,18 +128,26 @@ impl<T> KeyOrder<T> {
     /// The message that had a key is gone: the next one is free.
     fn pass_on(&mut self, key: &Arc<str>) {
         match self.taken.get_mut(key).and_then(VecDeque::pop_front) {
-            Some(next) => {
-                self.held_back_bytes -= next.bytes;
-                self.free.push_back(next);
-            }
+            Some(next) => self.free.push_back(next),
             None => drop(self.taken.remove(key)),
         }
     }
 
-    /// The payload of what is held back behind others of its key.
+    /// How many messages are not out yet.
     #[must_use]
-    pub(crate) fn held_back_bytes(&self) -> usize {
-        self.held_back_bytes
+    pub(crate) fn len(&self) -> usize {
+        self.waiting
+    }
+
+    /// Their payload.
+    #[must_use]
+    pub(crate) fn bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
+    /// Everything that is not out.
+    pub(crate) fn into_items(self) -> impl Iterator<Item = T> {
+        self.free.into_iter().chain(self.taken.into_values().flatten()).map(|entry| entry.item)
     }
 }
 
@@ -151,8 +178,9 @@ mod tests {
     #[test]
     fn a_key_waits_for_itself_alone() {
         let mut order = queue(&["a1", "b1", "a2", "-1", "a3", "b2", "-2"]);
-        assert_eq!(order.held_back_bytes(), 30);
+        assert_eq!((order.len(), order.bytes()), (7, 70));
         assert_eq!(take_all(&mut order), ["a1", "b1", "-1", "-2"]);
+        assert_eq!((order.len(), order.bytes()), (3, 30));
         order.done(at(3)..at(4));
         assert_eq!(order.take(), None, "one without a key frees nothing");
         order.done(at(0)..at(1));
@@ -162,7 +190,11 @@ mod tests {
         order.done(at(1)..at(3));
         assert_eq!(take_all(&mut order), ["b2", "a3"], "in the order in which they became free");
         order.done(at(0)..at(9));
-        assert_eq!((order.taken.len(), order.out.len(), order.held_back_bytes()), (0, 0, 0), "nothing is left behind");
+        assert_eq!(
+            (order.taken.len(), order.out.len(), order.len(), order.bytes()),
+            (0, 0, 0, 0),
+            "nothing is left behind"
+        );
     }
 
     #[test]
@@ -171,7 +203,7 @@ mod tests {
         assert_eq!(take_all(&mut order), ["a1"]);
         order.push(at(2), Some("a"), 1, "a3");
         order.push(at(3), Some("b"), 1, "b1");
-        assert_eq!(order.held_back_bytes(), 11);
+        assert_eq!((order.len(), order.bytes()), (3, 12));
         assert_eq!(take_all(&mut order), ["b1"]);
         order.done(at(0)..at(1));
         assert_eq!(take_all(&mut order), ["a2"]);
@@ -187,13 +219,22 @@ mod tests {
         let mut order = queue(&["a1", "a2", "b1", "b2", "-1", "a3", "b3", "c1"]);
         assert_eq!(order.take(), Some("a1"));
         order.pass_over(at(5));
-        assert_eq!(order.held_back_bytes(), 10, "only a3 waits, for a1 which is out");
+        assert_eq!(order.len(), 3, "a3 waits for a1, which is out; b3 and c1 are free");
         assert_eq!(take_all(&mut order), ["c1", "b3"]);
         order.done(at(0)..at(1));
         assert_eq!(take_all(&mut order), ["a3"]);
         order.pass_over(at(99));
         order.done(at(5)..at(8));
-        assert_eq!((order.taken.len(), order.out.len(), order.held_back_bytes()), (0, 0, 0));
+        assert_eq!((order.taken.len(), order.out.len(), order.len(), order.bytes()), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn what_is_not_out_can_be_taken_away() {
+        let mut order = queue(&["a1", "a2", "b1", "-1"]);
+        assert_eq!(order.take(), Some("a1"));
+        let mut rest: Vec<_> = order.into_items().collect();
+        rest.sort_unstable();
+        assert_eq!(rest, ["-1", "a2", "b1"]);
     }
 
     #[test]
@@ -203,12 +244,12 @@ mod tests {
         order.retain(|name| !["a2", "b1", "b2", "c1"].contains(name));
         let mut left: Vec<_> = order.iter().copied().collect();
         left.sort_unstable();
-        assert_eq!((left, order.held_back_bytes()), (vec!["-1", "a3", "b3"], 10));
+        assert_eq!((left, order.len()), (vec!["-1", "a3", "b3"], 3));
         assert_eq!(take_all(&mut order), ["-1", "b3"]);
         order.done(at(0)..at(9));
         assert_eq!(take_all(&mut order), ["a3"]);
         order.done(at(0)..at(9));
-        assert_eq!((order.taken.len(), order.out.len(), order.held_back_bytes()), (0, 0, 0));
+        assert_eq!((order.taken.len(), order.out.len(), order.len(), order.bytes()), (0, 0, 0, 0));
     }
 
     #[derive(Clone, Debug)]
@@ -264,7 +305,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(done, pushed, "everything came out");
-            prop_assert_eq!((order.taken.len(), order.out.len(), order.held_back_bytes()), (0, 0, 0));
+            prop_assert_eq!((order.taken.len(), order.out.len(), order.len(), order.bytes()), (0, 0, 0, 0));
         }
     }
 }

@@ -27,5 +27,6 @@ pub(crate) mod restart;
 pub(crate) mod retry;
 pub(crate) mod routing;
 pub(crate) mod slew;
+pub(crate) mod subscriptions;
 pub(crate) mod topic_rules;
 pub(crate) mod transaction;

@@ -106,6 +106,12 @@ impl Progress {
         !self.acked.is_empty()
     }
 
+    /// How many offsets are done, from the first there ever was: the difference of two moments tells what was done between.
+    #[must_use]
+    pub(crate) fn total_done(&self) -> u64 {
+        self.committed.get() + self.done
+    }
+
     /// Whether this offset was acknowledged.
     #[must_use]
     pub(crate) fn is_acked(&self, offset: QueueOffset) -> bool {

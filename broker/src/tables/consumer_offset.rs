@@ -15,7 +15,7 @@ use crate::domain::member::MemberId;
 use crate::domain::progress::{MAX_ACKED_RANGES, MAX_WITHDRAWN_RANGES, Progress};
 
 const NAME: &str = "consumer_offset";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const QUEUE_BYTES: usize = 4;
 const MAX_RANGES: usize = MAX_ACKED_RANGES + MAX_WITHDRAWN_RANGES;
 
@@ -30,6 +30,8 @@ pub(crate) struct ConsumerOffsetRow {
     /// What is done above it: rising ranges that do not touch, at most [`MAX_ACKED_RANGES`] and
     /// [`MAX_WITHDRAWN_RANGES`] together.
     pub(crate) acked: Vec<Range<QueueOffset>>,
+    /// How many of the messages that are done no member wanted.
+    pub(crate) unwanted: u64,
 }
 
 /// Ranges as gap and length, each counted from the end of the one before: small numbers take one byte.
@@ -37,6 +39,7 @@ pub(crate) struct ConsumerOffsetRow {
 struct Fields {
     committed: u64,
     acked: Vec<(u64, u64)>,
+    unwanted: u64,
 }
 
 /// Whose progress in which queue a row tells.
@@ -101,8 +104,8 @@ pub(crate) fn decode_key(key: &[u8]) -> Result<ConsumerOffsetKey, DecodeError> {
 
 impl ConsumerOffsetRow {
     /// The row that keeps this progress.
-    pub(crate) fn of(progress: &Progress) -> Self {
-        Self { committed: progress.committed(), acked: progress.acked_ranges().collect() }
+    pub(crate) fn of(progress: &Progress, unwanted: u64) -> Self {
+        Self { committed: progress.committed(), acked: progress.acked_ranges().collect(), unwanted }
     }
 
     /// The row's value.
@@ -113,7 +116,8 @@ impl ConsumerOffsetRow {
             end = range.end.get();
             (gap, end - range.start.get())
         });
-        encode(VERSION, &Fields { acked: acked.collect(), committed: self.committed.get() })
+        let acked = acked.collect();
+        encode(VERSION, &Fields { acked, committed: self.committed.get(), unwanted: self.unwanted })
     }
 
     /// Reads a row's value.
@@ -121,13 +125,13 @@ impl ConsumerOffsetRow {
     /// # Errors
     /// When it is of another version or damaged: too many ranges, touching or empty ones, offsets that cannot be.
     pub(crate) fn decode(value: &[u8]) -> Result<Self, DecodeError> {
-        let Fields { committed, acked: encoded } = decode(NAME, VERSION, value)?;
+        let Fields { committed, acked: encoded, unwanted } = decode(NAME, VERSION, value)?;
         if encoded.len() > MAX_RANGES {
             let reason = format!("{} acknowledged ranges, more than {MAX_RANGES}", encoded.len());
             return Err(DecodeError::new(NAME, reason));
         }
         let mut end = offset(Some(committed))?;
-        let mut row = Self { committed: end, acked: Vec::with_capacity(encoded.len()) };
+        let mut row = Self { committed: end, acked: Vec::with_capacity(encoded.len()), unwanted };
         for (gap, len) in encoded {
             if gap == 0 || len == 0 {
                 return Err(DecodeError::new(NAME, "an acknowledged range is empty or touches the one before"));
@@ -173,8 +177,9 @@ mod tests {
         let row = ConsumerOffsetRow {
             committed: QueueOffset::new(1000),
             acked: vec![offsets(1001..1003), offsets(1300..1301)],
+            unwanted: 7,
         };
-        assert_eq!(hex(&row.encode()), "01fbe803020102fb290101");
+        assert_eq!(hex(&row.encode()), "02fbe803020102fb29010107");
         let member = MemberId::new("m1").unwrap();
         assert_eq!(&key(&group("g"), &queue("t", 258), None)[..], b"g\0t\0\0\0\x01\x02");
         assert_eq!(&key(&group("g"), &queue("t", 258), Some(&member))[..], b"g\0t\0\0\0\x01\x02\0m1");
@@ -186,8 +191,8 @@ mod tests {
         for offset in (1..2 * MAX_OPEN_MESSAGES).step_by(2) {
             progress.ack(QueueOffset::new(offset)).unwrap();
         }
-        let row = ConsumerOffsetRow::of(&progress);
-        assert_eq!(row.encode().len(), 5 + 2 * MAX_ACKED_RANGES);
+        let row = ConsumerOffsetRow::of(&progress, 0);
+        assert_eq!(row.encode().len(), 6 + 2 * MAX_ACKED_RANGES);
         assert_eq!(ConsumerOffsetRow::decode(&row.encode()), Ok(row));
 
         let longest = TopicName::retry_of(&group(&"g".repeat(127)));
@@ -211,15 +216,15 @@ mod tests {
     #[test]
     fn damaged_rows_are_refused() {
         for (bytes, hint) in [
-            (&[1, 5, 1, 0, 1][..], "empty or touches"),
-            (&[1, 5, 1, 1, 0], "empty or touches"),
-            (&[1, 253, 255, 255, 255, 255, 255, 255, 255, 255, 0], "above 2^53"),
-            (&[1, 5, 1, 253, 255, 255, 255, 255, 255, 255, 255, 255, 1], "above 2^53"),
+            (&[2, 5, 1, 0, 1, 0][..], "empty or touches"),
+            (&[2, 5, 1, 1, 0, 0], "empty or touches"),
+            (&[2, 253, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0], "above 2^53"),
+            (&[2, 5, 1, 253, 255, 255, 255, 255, 255, 255, 255, 255, 1, 0], "above 2^53"),
         ] {
             let error = ConsumerOffsetRow::decode(bytes).unwrap_err().to_string();
             assert!(error.contains(hint), "{bytes:?}: {error}");
         }
-        let many = Fields { committed: 0, acked: vec![(1, 1); MAX_RANGES + 1] };
+        let many = Fields { committed: 0, acked: vec![(1, 1); MAX_RANGES + 1], unwanted: 0 };
         assert!(ConsumerOffsetRow::decode(&encode(VERSION, &many)).unwrap_err().to_string().contains("3073"));
         for bad in [&b"g"[..], b"g\0t", b"g\0t\0\0\0\0", b"g\0t\0\0\0\0\0x", b"\0t\0\0\0\0\0", b"g\0t\0\xff\0\0\0"] {
             assert!(decode_key(bad).is_err(), "{bad:?}");
@@ -228,14 +233,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trip(committed in 0u64..1 << 40, steps in prop::collection::vec((1u64..400, 1u64..400), 0..50)) {
+        fn round_trip(committed in 0u64..1 << 40, unwanted: u64, steps in prop::collection::vec((1u64..400, 1u64..400), 0..50)) {
             let mut end = committed;
             let acked = steps.into_iter().map(|(gap, len)| {
                 let start = end + gap;
                 end = start + len;
                 offsets(start..end)
             }).collect();
-            let row = ConsumerOffsetRow { committed: QueueOffset::new(committed), acked };
+            let row = ConsumerOffsetRow { committed: QueueOffset::new(committed), acked, unwanted };
             prop_assert_eq!(ConsumerOffsetRow::decode(&row.encode()), Ok(row));
         }
 

@@ -101,13 +101,20 @@ impl GroupHandle {
                 && waiting.back_mut().is_some_and(|last| last.join_acknowledgement(member, queue, lease, ranges));
             if !joined {
                 let (member, queue, ranges) = (member.clone(), queue.clone(), ranges.to_vec());
-                waiting.push_back(GroupRequest::Acknowledge { member, queue, lease, ranges, reply });
+                let unwanted = false;
+                waiting.push_back(GroupRequest::Acknowledge { member, queue, lease, ranges, unwanted, reply });
             }
         };
         if self.inbox.add(put, || post(&self.address, Drain)).is_err() {
             tracing::debug!(group = %self.name, "an acknowledgement came after the group had ended");
             super::answer(reply.take().flatten(), Err(self.ended()));
         }
+    }
+
+    /// Tells of messages that are done because no member wants them.
+    pub(crate) fn pass_over(&self, member: &MemberId, queue: QueueKey, lease: Lease, ranges: Vec<Range<QueueOffset>>) {
+        let (member, unwanted, reply) = (member.clone(), true, None);
+        self.post(GroupRequest::Acknowledge { member, queue, lease, ranges, unwanted, reply });
     }
 
     /// Why nothing is taken any more.

@@ -37,6 +37,8 @@ pub(crate) enum GroupRequest {
         queue: QueueKey,
         lease: Lease,
         ranges: Vec<Range<QueueOffset>>,
+        /// Whether no member wanted them, which is counted.
+        unwanted: bool,
         reply: Option<Answer<()>>,
     },
     /// A message was not consumed: it comes again, or becomes a dead letter.
@@ -108,7 +110,9 @@ impl GroupRequest {
         under: Lease,
         more: &[Range<QueueOffset>],
     ) -> bool {
-        let Self::Acknowledge { member, queue, lease, ranges, reply: None } = self else { return false };
+        let Self::Acknowledge { member, queue, lease, ranges, unwanted: false, reply: None } = self else {
+            return false;
+        };
         let ([next], Some(last)) = (more, ranges.last_mut()) else { return false };
         // However long they get together: nothing is open between them, which is what counts.
         let follows = last.end == next.start && (*lease, &*member, &*queue) == (under, by, of);
@@ -160,6 +164,8 @@ pub struct QueueLag {
     pub committed: QueueOffset,
     /// The queue's visible end.
     pub end: QueueOffset,
+    /// Messages that were passed over because no member wanted their tags.
+    pub unwanted: u64,
 }
 
 impl QueueLag {
@@ -192,5 +198,11 @@ impl GroupDescription {
     #[must_use]
     pub fn lag(&self) -> u64 {
         self.queues.iter().map(QueueLag::lag).sum()
+    }
+
+    /// Messages that no member wanted, over all queues.
+    #[must_use]
+    pub fn unwanted(&self) -> u64 {
+        self.queues.iter().map(|queue| queue.unwanted).sum()
     }
 }

@@ -13,6 +13,7 @@ mod messages;
 mod offsets;
 mod operation;
 mod pop;
+mod recall;
 mod withdrawal;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -35,7 +36,7 @@ pub(crate) use withdrawal::Withdrawal;
 use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::mailbox::{Drain, Inbox};
 use super::supervisor::fail_start;
-use crate::consumer::session::{Granted, Session};
+use crate::consumer::session::{Exchange, Granted, Session};
 use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::{MemberId, Room};
 use crate::domain::membership::{Lease, Membership, MembershipEffect, MembershipSettings};
@@ -65,6 +66,7 @@ pub(crate) struct GroupActor {
     policy: RetryPolicy,
     paused: bool,
     failures: Failures,
+    exchange: Arc<Exchange>,
     popping: Popping,
     /// Rings when a holder is cut off that has not released, or something popped is due.
     deadline: Alarm,
@@ -175,6 +177,7 @@ impl GroupActor {
             policy,
             paused: row.paused,
             failures: Failures::default(),
+            exchange: Arc::default(),
             deadline: Alarm::default(),
             next_broadcast_lease: 1,
             operating: false,
@@ -269,8 +272,8 @@ impl GroupActor {
             }
             GroupRequest::Leave { session } => self.leave(&session, ctx),
             GroupRequest::Released { queue, lease } => self.released(&queue, lease, ctx),
-            GroupRequest::Acknowledge { member, queue, lease, ranges, reply } => {
-                self.acknowledge_of(&member, queue, lease, ranges, reply);
+            GroupRequest::Acknowledge { member, queue, lease, ranges, unwanted, reply } => {
+                self.acknowledge_of(&member, queue, lease, ranges, unwanted, reply);
             }
             GroupRequest::Pop(request) => self.pop(request, ctx),
             GroupRequest::Fail(failure) => self.fail(*failure, ctx),
@@ -334,6 +337,9 @@ impl GroupActor {
         }
         let broadcasting = session.broadcasting;
         self.instruct(&session);
+        if !broadcasting {
+            session.enter(&self.exchange);
+        }
         self.sessions.insert(member.clone(), Joined { session, topics, start, lease });
         if broadcasting {
             self.grant_everything(&member)?;
@@ -348,6 +354,7 @@ impl GroupActor {
         if joined.is_none_or(|joined| !Arc::ptr_eq(&joined.session, session)) {
             return;
         }
+        self.recall_from(&session.member, ctx);
         let mut effects = Vec::new();
         self.sessions.remove(&session.member);
         self.membership.leave(&session.member, self.shared.clock.now(), &mut effects);

@@ -25,6 +25,8 @@ pub(super) struct OffsetOwner {
 pub(super) struct Offsets {
     group: GroupName,
     progress: BTreeMap<OffsetOwner, Progress>,
+    /// How many messages nobody wanted.
+    unwanted: BTreeMap<OffsetOwner, u64>,
     changed: BTreeSet<OffsetOwner>,
     /// What changed since the last write, to be applied again to what a restart reads back.
     unwritten: Vec<Change>,
@@ -66,12 +68,13 @@ impl GroupActor {
         queue: QueueKey,
         lease: Lease,
         ranges: Vec<Range<QueueOffset>>,
+        unwanted: bool,
         reply: Option<Answer<()>>,
     ) {
         match self.check_lease(member, &queue, lease) {
             Ok(()) => {
                 let owner = OffsetOwner { queue, member: self.owner(member) };
-                self.offsets.acknowledge(&self.shared, &owner, ranges, reply);
+                self.offsets.acknowledge(&self.shared, &owner, ranges, unwanted, reply);
             }
             Err(stale) => super::answer(reply, Err(stale)),
         }
@@ -82,7 +85,8 @@ impl Offsets {
     pub(super) fn new(group: GroupName) -> Self {
         let (progress, changed) = (BTreeMap::new(), BTreeSet::new());
         let (unwritten, replies, held) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Self { group, progress, changed, unwritten, replies, held, next_hold: 0 }
+        let unwanted = BTreeMap::new();
+        Self { group, progress, unwanted, changed, unwritten, replies, held, next_hold: 0 }
     }
 
     /// Reads everything back from storage and applies what was not written yet. What lies above the end of its queue
@@ -96,6 +100,7 @@ impl Offsets {
         let engine = shared.storage.engine();
         let keys = consumer_offset::keys_of_group(&self.group);
         let (group, progress_of, changed) = (&self.group, &mut self.progress, &mut self.changed);
+        let unwanted = &mut self.unwanted;
         scan_rows::<Error>(
             &**engine,
             &consumer_offset::TABLE,
@@ -110,6 +115,11 @@ impl Offsets {
                 if let Some(clamped) = clamped {
                     tracing::warn!(%group, queue = %owner.queue, ?clamped, "a committed offset lay above the log's end");
                     changed.insert(owner.clone());
+                }
+                if row.unwanted > 0 {
+                    // What was counted since is not written yet.
+                    let known = unwanted.entry(owner.clone()).or_default();
+                    *known = row.unwanted.max(*known);
                 }
                 progress_of.insert(owner, progress);
                 Ok(())
@@ -152,8 +162,13 @@ impl Offsets {
         shared: &Shared,
         owner: &OffsetOwner,
         ranges: Vec<Range<QueueOffset>>,
+        unwanted: bool,
         reply: Option<Answer<()>>,
     ) {
+        if unwanted {
+            let passed = self.pass_over(shared, owner, ranges);
+            return super::answer(reply, passed);
+        }
         for range in ranges {
             if let Err(error) = self.apply(shared, Change::Done(owner.clone(), range)) {
                 super::answer(reply, Err(error));
@@ -161,6 +176,23 @@ impl Offsets {
             }
         }
         self.answer_when_written(owner, reply);
+    }
+
+    /// Acknowledges what no member wants, and counts it.
+    pub(super) fn pass_over(
+        &mut self,
+        shared: &Shared,
+        owner: &OffsetOwner,
+        ranges: Vec<Range<QueueOffset>>,
+    ) -> Result<()> {
+        let done = |offsets: &Self| offsets.progress.get(owner).map_or(0, Progress::total_done);
+        let before = done(self);
+        let passed = ranges.into_iter().try_for_each(|range| self.apply(shared, Change::Done(owner.clone(), range)));
+        let more = done(self).saturating_sub(before);
+        if more > 0 {
+            *self.unwanted.entry(owner.clone()).or_default() += more;
+        }
+        passed
     }
 
     /// Answers once everything of this owner that changed so far is written.
@@ -212,8 +244,7 @@ impl Offsets {
         let mut progress = self.progress.get(owner).cloned().unwrap_or_default();
         // One beyond the window has expired by now: then the row says nothing new.
         let _ = progress.ack(offset);
-        let key = consumer_offset::key(&self.group, &owner.queue, owner.member.as_ref());
-        batch.put(&consumer_offset::TABLE, key, ConsumerOffsetRow::of(&progress).encode());
+        self.put(owner, &progress, batch);
     }
 
     /// Whether a message is done, as far as is known.
@@ -280,7 +311,8 @@ impl Offsets {
     /// Adds the row that keeps this progress to a batch that does more.
     pub(super) fn put(&self, owner: &OffsetOwner, progress: &Progress, batch: &mut WriteBatch) {
         let key = consumer_offset::key(&self.group, &owner.queue, owner.member.as_ref());
-        batch.put(&consumer_offset::TABLE, key, ConsumerOffsetRow::of(progress).encode());
+        let unwanted = self.unwanted.get(owner).copied().unwrap_or(0);
+        batch.put(&consumer_offset::TABLE, key, ConsumerOffsetRow::of(progress, unwanted).encode());
     }
 
     /// Takes over progress that is stored already.
@@ -348,6 +380,7 @@ impl Offsets {
                 member: owner.member.as_ref().map(ToString::to_string),
                 committed: progress.committed(),
                 end: shared.storage.tail(&owner.queue)?.visible(),
+                unwanted: self.unwanted.get(owner).copied().unwrap_or(0),
             })
         };
         self.progress.iter().map(lag).collect()

@@ -10,16 +10,21 @@ impl Session {
     /// Takes a record back that was not looked at: it comes before any other, as if it had never been given out.
     /// False when its queue is no longer held under that lease.
     pub(crate) fn give_back(&self, claim: Claim<'_>, stored: StoredRecord, redeliveries: u32) -> bool {
-        self.settle(claim, |queue| queue.first_again(stored, redeliveries)).is_some()
+        let range = stored.offset..stored.offset.plus(1);
+        self.settle(claim, &[range], |queue, _| drop(queue.first_again(stored, redeliveries, &self.subscriptions, &[])))
+            .is_some()
     }
 
     /// A record that was in flight is to be given out here.
     pub(crate) fn comes_back(&self, key: &QueueKey, lease: Lease, stored: StoredRecord, redeliveries: u32) {
+        let mut woken = None;
         self.change(key, lease, |queue| {
             if queue.elsewhere.remove(&stored.offset) {
-                queue.first_again(stored, redeliveries);
+                let guests = self.exchange.get().map(|exchange| exchange.guests()).unwrap_or_default();
+                woken = queue.first_again(stored, redeliveries, &self.subscriptions, &guests);
             }
         });
+        self.wake_members(woken.as_slice());
     }
 
     /// A record that was in flight is done.

@@ -1,7 +1,10 @@
 //! Records on their way to the program, and what it takes to settle them.
 
+use std::sync::Arc;
+
 use cuemq_storage_api::{QueueKey, StoredRecord};
 
+use super::Session;
 use crate::domain::membership::Lease;
 
 /// Records of one queue given out, in its order.
@@ -11,6 +14,8 @@ pub(crate) struct Given {
     pub(crate) lease: Lease,
     pub(crate) records: Records,
     pub(crate) redeliveries: u32,
+    /// Who holds the queue, if it is another member.
+    pub(crate) holder: Option<Arc<Session>>,
 }
 
 /// One record or several: a single one needs no list of its own.
@@ -27,6 +32,8 @@ pub(crate) struct Claim<'a> {
     pub(crate) lease: Lease,
     pub(crate) records: usize,
     pub(crate) bytes: usize,
+    /// Who holds the queue, if it is another member.
+    pub(crate) holder: Option<&'a Arc<Session>>,
 }
 
 impl Records {

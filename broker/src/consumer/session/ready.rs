@@ -8,9 +8,8 @@ use cuemq_storage_api::{QueueOffset, StoredRecord};
 use super::{Credit, Records};
 use crate::domain::key_order::KeyOrder;
 use crate::domain::order::Order;
-use crate::limits::MAX_HELD_BACK_BYTES;
 
-/// Bounded by one fetch or, by key, by the open messages of a queue and [`MAX_HELD_BACK_BYTES`] and one fetch.
+/// Bounded by the open messages of a queue, and by `MAX_HELD_BACK_BYTES` and one fetch.
 #[derive(Debug)]
 pub(super) enum Ready {
     InOrder(VecDeque<StoredRecord>),
@@ -29,10 +28,18 @@ impl Ready {
     pub(super) fn extend(&mut self, records: impl IntoIterator<Item = StoredRecord>) {
         match self {
             Self::InOrder(ready) => ready.extend(records),
-            Self::ByKey(ready) => records.into_iter().for_each(|stored| {
-                let (key, bytes) = (stored.record.attributes.clone(), stored.record.payload_bytes());
-                ready.push(stored.offset, key.sharding_key(), bytes, stored);
-            }),
+            Self::ByKey(ready) => records.into_iter().for_each(|stored| push(ready, stored)),
+        }
+    }
+
+    /// Takes up one that may lie before others.
+    pub(super) fn insert(&mut self, stored: StoredRecord) {
+        match self {
+            Self::InOrder(ready) => {
+                let at = ready.partition_point(|other| other.offset < stored.offset);
+                ready.insert(at, stored);
+            }
+            Self::ByKey(ready) => push(ready, stored),
         }
     }
 
@@ -80,13 +87,41 @@ impl Ready {
         in_order.into_iter().flatten().chain(by_key.into_iter().flatten())
     }
 
-    /// Whether more may be read, once there is nothing to give out.
-    pub(super) fn has_room(&self) -> bool {
+    /// Whether nothing more may go out, if nothing may go out now, before more was read.
+    pub(super) fn is_exhausted(&self) -> bool {
         match self {
-            Self::InOrder(_) => true,
-            Self::ByKey(ready) => ready.held_back_bytes() < MAX_HELD_BACK_BYTES,
+            Self::InOrder(ready) => ready.is_empty(),
+            // What is left waits for its keys.
+            Self::ByKey(_) => true,
         }
     }
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::InOrder(ready) => ready.len(),
+            Self::ByKey(ready) => ready.len(),
+        }
+    }
+
+    /// The payload of all of them.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::InOrder(ready) => ready.iter().map(|stored| stored.record.payload_bytes()).sum(),
+            Self::ByKey(ready) => ready.bytes(),
+        }
+    }
+
+    pub(super) fn into_records(self) -> Vec<StoredRecord> {
+        match self {
+            Self::InOrder(ready) => ready.into(),
+            Self::ByKey(ready) => ready.into_items().collect(),
+        }
+    }
+}
+
+fn push(ready: &mut KeyOrder<StoredRecord>, stored: StoredRecord) {
+    let (attributes, bytes) = (stored.record.attributes.clone(), stored.record.payload_bytes());
+    ready.push(stored.offset, attributes.sharding_key(), bytes, stored);
 }
 
 fn take_by_key(ready: &mut KeyOrder<StoredRecord>, room: Credit) -> Option<Records> {

@@ -86,22 +86,4 @@ impl HeldQueue {
         self.first_end = self.waiting().filter_map(|stored| expires_at(&stored.record.attributes)).min();
         ended
     }
-
-    /// What is here and not out, in no order.
-    fn waiting(&self) -> impl Iterator<Item = &StoredRecord> {
-        self.ready.iter().chain(self.again.iter().map(|again| &again.stored))
-    }
-
-    /// Drops some of it; what waits behind a message of its key waits no longer.
-    fn take_out(&mut self, gone: impl Fn(&StoredRecord) -> bool) {
-        self.ready.retain(|stored| !gone(stored));
-        let ready = &mut self.ready;
-        self.again.retain(|again| {
-            let gone = gone(&again.stored);
-            if gone {
-                ready.done(again.stored.offset..again.stored.offset.plus(1));
-            }
-            !gone
-        });
-    }
 }

@@ -290,8 +290,8 @@ impl GroupActor {
             }
             match session.next(&self.shared, room) {
                 Ok(Next::Given(given)) => bytes += self.give_out(id, given, until, &mut records),
-                Ok(Next::Skipped { key, lease, ranges }) => {
-                    self.acknowledge_of(&session.member, key, lease, ranges, None);
+                Ok(Next::Skipped { key, lease, ranges, unwanted }) => {
+                    self.acknowledge_of(&session.member, key, lease, ranges, unwanted, None);
                 }
                 Ok(Next::Ended { key, offsets }) => self.withdraw_ended(&key, offsets, ctx),
                 Ok(Next::Wait(at)) => {
@@ -310,7 +310,8 @@ impl GroupActor {
 
     /// Puts records in flight; returns their bytes.
     fn give_out(&mut self, pool: PoolId, given: Given, until: Timestamp, out: &mut Vec<PoppedRecord>) -> usize {
-        let Given { key, lease, records, redeliveries } = given;
+        // What a fellow had for the pool is in flight elsewhere to that one, too.
+        let Given { key, lease, records, redeliveries, .. } = given;
         let mut sum = 0;
         for stored in records.into_vec() {
             let (queue, payload) = (key.clone(), stored.record.payload_bytes());
@@ -348,7 +349,7 @@ impl GroupActor {
     fn landed(&mut self, flight: &Flight) {
         let range = flight.offset..flight.offset.plus(1);
         let owner = OffsetOwner { queue: flight.queue.clone(), member: None };
-        self.offsets.acknowledge(&self.shared, &owner, vec![range.clone()], None);
+        self.offsets.acknowledge(&self.shared, &owner, vec![range.clone()], false, None);
         let pool = self.popping.pools.get(&flight.pool);
         let settled = pool.and_then(|pool| pool.session.acknowledged(claim_of(flight), &[range]));
         if settled.is_none()
@@ -396,5 +397,5 @@ impl GroupActor {
 
 fn claim_of(flight: &Flight) -> Claim<'_> {
     let bytes = usize::try_from(flight.bytes).unwrap_or(usize::MAX);
-    Claim { key: &flight.queue, lease: flight.lease, records: 1, bytes }
+    Claim { key: &flight.queue, lease: flight.lease, records: 1, bytes, holder: None }
 }
