@@ -31,6 +31,7 @@ on_every_engine!(
     a_move_and_its_record_survive_a_kill,
     a_refused_write_moves_nothing,
     the_audit_log_is_read_from_a_time_on,
+    pauses_are_written_down,
     bad_plans,
 );
 
@@ -333,6 +334,18 @@ async fn the_audit_log_is_read_from_a_time_on(store: Store) {
     assert_eq!(from(3, 2), [3, 4]);
     assert_eq!(from(9, 2), [9]);
     assert!(from(10, 2).is_empty());
+    broker.shutdown().await.unwrap();
+}
+
+async fn pauses_are_written_down(store: Store) {
+    let broker = one_queue(&store, &manual_clock(), 3).await;
+    drop(join(&broker, "group").await);
+    broker.pause_group("group").await.unwrap();
+    broker.pause_group("group").await.unwrap();
+    broker.resume_group("group").await.unwrap();
+    let broker = store.reopen(broker).await;
+    let actions: Vec<AuditAction> = audited(&broker).into_iter().map(|(action, _)| action).collect();
+    assert_eq!(actions, [AuditAction::Pause, AuditAction::Resume], "what changes nothing is no news");
     broker.shutdown().await.unwrap();
 }
 

@@ -13,7 +13,9 @@ use super::group::{GroupHandle, GroupRequest};
 use super::supervisor::{Identity, fail_start};
 use super::topic::TopicHandle;
 use super::transaction::given_up_topic;
+use crate::audit::audit_row;
 use crate::domain::assignment::AssignmentStrategy;
+use crate::domain::audit::AuditAction;
 use crate::domain::retry::RetryPolicy;
 use crate::domain::routing::QueueCount;
 use crate::domain::topic_rules::TopicRules;
@@ -22,6 +24,7 @@ use crate::limits::{MAX_GROUPS, MAX_QUEUES_PER_TOPIC, MAX_TOPICS};
 use crate::settings::Flush;
 use crate::shared::Shared;
 use crate::storage::scan_rows;
+use crate::tables::audit::AuditRow;
 use crate::tables::group::{self, GroupRow};
 use crate::tables::topic::{self, TopicRow};
 
@@ -159,6 +162,14 @@ impl RootActor {
         row.paused = m.paused.unwrap_or(row.paused);
         let changed = stored.as_ref() != Some(&row);
         Ok((row, changed))
+    }
+
+    /// Writes down that an operator paused a group or had it go on.
+    fn audit_pause(&self, m: &EnsureGroup, batch: &mut WriteBatch) -> Result<()> {
+        let Some(paused) = m.paused else { return Ok(()) };
+        let action = if paused { AuditAction::Pause } else { AuditAction::Resume };
+        let (group, queues, note) = (Some(m.name.clone()), Vec::new(), String::new());
+        audit_row(&self.shared, batch, &AuditRow { action, group, topic: None, queues, note })
     }
 
     fn ensure_running(&self, name: TopicName, row: &TopicRow) -> Result<Arc<TopicHandle>> {
@@ -309,11 +320,12 @@ impl Handler<EnsureGroup> for RootActor {
             let row = self.put_topic(&name, QueueCount::ONE, Some(Flush::Buffered), TopicRules::default(), &mut batch);
             (name, row)
         });
-        let row = self.group_row(&m).map(|(row, changed)| {
+        let row = self.group_row(&m).and_then(|(row, changed)| {
             if changed {
                 batch.put(&group::TABLE, group::key(&m.name), row.encode());
+                self.audit_pause(&m, &mut batch)?;
             }
-            (row, changed)
+            Ok((row, changed))
         });
         let storage = self.shared.storage.clone();
         let stored = async move {
