@@ -146,6 +146,7 @@ impl Broker {
     pub async fn create_topic(&self, spec: TopicSpec) -> Result<TopicDescription> {
         self.shared().check_running()?;
         let name = TopicName::new(&spec.name)?;
+        spec.rules.max_length.map_or(Ok(()), |limit| limit.check())?;
         let queues = spec.queues.unwrap_or(self.settings().default_queues);
         let create = CreateTopic { name, queues, flush: spec.flush, rules: spec.rules, must_be_new: true };
         let handle = self.keeper.root.send(create).await.map_err(lost("the creation of the topic"))??;

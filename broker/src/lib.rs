@@ -85,6 +85,7 @@ pub use domain::assignment::AssignmentStrategy;
 pub use domain::audit::AuditAction;
 pub use domain::expiry::OnExpiry;
 pub use domain::failure::DeadReason;
+pub use domain::length::{MaxLength, Overflow};
 pub use domain::letters::LetterFilter;
 pub use domain::offset_plan::{OffsetMove, ResetTo, Skip};
 pub use domain::order::Order;

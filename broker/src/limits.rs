@@ -77,6 +77,9 @@ pub const MAX_LETTERS_EXAMINED: usize = 65_536;
 pub const MAX_FIRE_MESSAGES: usize = 256;
 /// Most payload bytes of delayed messages that fire in one write.
 pub const MAX_FIRE_BYTES: usize = 4 << 20;
+/// Most messages between the oldest that waits and the end of a queue whose bytes are limited: so many sizes, 8 bytes
+/// each, are kept for each of its groups.
+pub const MAX_MEASURED_MESSAGES: u64 = 1 << 20;
 /// Most ended messages that groups are told of at once.
 pub const MAX_EXPIRED_MESSAGES: usize = 256;
 /// Delayed messages that may wait in one broker unless its settings say otherwise.

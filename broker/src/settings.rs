@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::expiry::OnExpiry;
+use crate::domain::length::MaxLength;
 use crate::domain::retry::MAX_REDELIVERIES;
 use crate::domain::topic_rules::TopicRules;
 use crate::limits;
@@ -169,6 +170,13 @@ impl TopicSpec {
     #[must_use]
     pub fn on_expiry(mut self, on_expiry: OnExpiry) -> Self {
         self.rules.on_expiry = on_expiry;
+        self
+    }
+
+    /// Sets the most that may wait in each queue of this topic.
+    #[must_use]
+    pub fn max_length(mut self, max_length: MaxLength) -> Self {
+        self.rules.max_length = Some(max_length);
         self
     }
 

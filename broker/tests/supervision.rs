@@ -22,7 +22,7 @@ use cuemq::{Broker, BrokerState, Decision, ErrorKind, HalfMessage, Message, Publ
 use scenario::{Poison, play};
 
 /// Every message and every timer of every kind of actor.
-const POINTS: [(&str, &str); 46] = [
+const POINTS: [(&str, &str); 47] = [
     ("delay", "Alarm"),
     ("delay", "Change"),
     ("delay", "Fired"),
@@ -45,6 +45,7 @@ const POINTS: [(&str, &str); 46] = [
     ("group", "Leave"),
     ("group", "Letters"),
     ("group", "LettersHandled"),
+    ("group", "MakeRoom"),
     ("group", "Operate"),
     ("group", "PopAck"),
     ("group", "PopFail"),

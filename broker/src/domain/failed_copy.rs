@@ -84,6 +84,30 @@ impl FailedCopy<'_> {
     }
 }
 
+/// The dead letter of a message that was refused because its queue has no room: it never had an offset or an id.
+///
+/// # Errors
+/// As [`FailedCopy::record`].
+pub(crate) fn refused_copy(refused: &Record, queue: &QueueKey, now: Timestamp) -> Result<Record, InvalidInput> {
+    let mut builder = AttributesBuilder::default();
+    for attribute in refused.attributes.iter() {
+        match attribute {
+            Attribute::Tag(tag) => builder.tag(tag),
+            Attribute::Key(key) => builder.key(key),
+            Attribute::ShardingKey(key) => builder.sharding_key(key),
+            Attribute::Property(EXPIRES_AT, _) => &mut builder,
+            Attribute::Property(name, value) => builder.property(name, value),
+        };
+    }
+    builder
+        .property(ORIGIN_TOPIC, queue.topic.as_str())
+        .property(ORIGIN_QUEUE, &queue.queue.get().to_string())
+        .property(ATTEMPTS, "0")
+        .property(DEAD_REASON, DeadReason::MaxLength.as_str())
+        .property(DIED_AT, &now.as_millis().to_string());
+    Ok(Record::new(refused.body.clone(), refused.born_at).with_attributes(builder.build()?))
+}
+
 /// When a message stops being of use, if it ever does.
 #[must_use]
 pub(crate) fn expires_at(record: &Record) -> Option<Timestamp> {

@@ -68,7 +68,7 @@ pub(crate) enum FailureCause {
     #[allow(dead_code, reason = "said by the scheduler of expiries")]
     Expired,
     /// Its topic has no room for it.
-    #[allow(dead_code, reason = "said by whoever keeps topics within their length")]
+    #[allow(dead_code, reason = "messages that nobody has are withdrawn, not failed")]
     MaxLength,
 }
 

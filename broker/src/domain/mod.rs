@@ -12,6 +12,7 @@ pub(crate) mod failed_copy;
 pub(crate) mod failure;
 pub(crate) mod filter;
 pub(crate) mod key_order;
+pub(crate) mod length;
 pub(crate) mod letters;
 pub(crate) mod member;
 pub(crate) mod membership;

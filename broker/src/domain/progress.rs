@@ -203,7 +203,6 @@ impl Progress {
     }
 
     /// What is open within a range; rising.
-    #[allow(dead_code, reason = "asked by whoever keeps queues within their length")]
     pub(crate) fn open_ranges(&self, within: Range<QueueOffset>) -> impl Iterator<Item = Range<QueueOffset>> {
         let mut at = within.start.max(self.committed);
         let ends = self.acked_ranges().chain(std::iter::once(within.end..within.end));

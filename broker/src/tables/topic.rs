@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{DecodeError, decode, encode, whole_millis};
 use crate::domain::expiry::OnExpiry;
+use crate::domain::length::MaxLength;
 use crate::domain::routing::QueueCount;
 use crate::domain::topic_rules::TopicRules;
 
 const NAME: &str = "topic";
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// The table.
 pub(crate) static TABLE: Table = Table::named(NAME);
@@ -37,6 +38,7 @@ struct Fields {
     created_at: i64,
     ttl_ms: Option<u64>,
     on_expiry: OnExpiry,
+    max_length: Option<MaxLength>,
 }
 
 /// The key of a topic.
@@ -63,6 +65,7 @@ impl TopicRow {
             created_at: created_at.as_millis(),
             ttl_ms: rules.ttl.map(whole_millis),
             on_expiry: rules.on_expiry,
+            max_length: rules.max_length,
         };
         encode(VERSION, &fields)
     }
@@ -76,7 +79,11 @@ impl TopicRow {
         Ok(Self {
             queues: QueueCount::new(fields.queues).map_err(DecodeError::invalid(NAME))?,
             durable_ack: fields.durable_ack,
-            rules: TopicRules { ttl: fields.ttl_ms.map(Duration::from_millis), on_expiry: fields.on_expiry },
+            rules: TopicRules {
+                ttl: fields.ttl_ms.map(Duration::from_millis),
+                on_expiry: fields.on_expiry,
+                max_length: fields.max_length,
+            },
             created_at: Timestamp::from_millis(fields.created_at),
         })
     }
@@ -94,10 +101,14 @@ mod tests {
         let row = TopicRow {
             queues: QueueCount::new(300).unwrap(),
             durable_ack: Some(true),
-            rules: TopicRules { ttl: Some(Duration::from_secs(60)), on_expiry: OnExpiry::Drop },
+            rules: TopicRules {
+                ttl: Some(Duration::from_secs(60)),
+                on_expiry: OnExpiry::Drop,
+                max_length: Some(MaxLength::of_messages(100)),
+            },
             created_at: Timestamp::from_millis(1_700_000_000_000),
         };
-        assert_eq!(hex(&row.encode()), "02fb2c010101fd00d0ca9f1703000001fb60ea01");
+        assert_eq!(hex(&row.encode()), "03fb2c010101fd00d0ca9f1703000001fb60ea010101640000");
         let topic = TopicName::new("orders").unwrap();
         assert_eq!(&key(&topic)[..], b"orders");
         assert_eq!(decode_key(&key(&topic)), Ok(topic));
@@ -105,16 +116,17 @@ mod tests {
 
     #[test]
     fn what_no_topic_can_be_is_refused() {
-        assert!(TopicRow::decode(&[VERSION, 0, 0, 0, 0, 0]).unwrap_err().to_string().contains("0 queues"));
+        assert!(TopicRow::decode(&[VERSION, 0, 0, 0, 0, 0, 0]).unwrap_err().to_string().contains("0 queues"));
         assert!(decode_key(b"a b").is_err() && decode_key(&[0xff]).is_err());
     }
 
     proptest! {
         #[test]
-        fn round_trip(queues in 1u32..1_000_000, durable_ack: Option<bool>, at: i64, ttl: Option<u64>, drop: bool) {
+        fn round_trip(queues in 1u32..1_000_000, durable_ack: Option<bool>, at: i64, ttl: Option<u64>, drop: bool, most: Option<u64>) {
             let queues = QueueCount::new(queues).unwrap();
             let on_expiry = if drop { OnExpiry::Drop } else { OnExpiry::DeadLetter };
-            let rules = TopicRules { ttl: ttl.map(Duration::from_millis), on_expiry };
+            let max_length = most.map(MaxLength::of_bytes);
+            let rules = TopicRules { ttl: ttl.map(Duration::from_millis), on_expiry, max_length };
             let row = TopicRow { queues, durable_ack, rules, created_at: Timestamp::from_millis(at) };
             prop_assert_eq!(TopicRow::decode(&row.encode()), Ok(row));
         }

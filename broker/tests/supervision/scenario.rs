@@ -10,8 +10,8 @@ use std::time::Duration;
 use cuemq::storage_api::ErrorKind as StorageKind;
 use cuemq::storage_api::fault::{Fault, Operation};
 use cuemq::{
-    Broker, BrokerState, Consumer, Decision, Delivery, ErrorKind, HalfMessage, ManualClock, ProbePoint, Publish,
-    PublishBatch, QueueKey, QueueOffset, Recalled, Received, ResetTo, Result, RetryPolicy, TopicSpec,
+    Broker, BrokerState, Consumer, Decision, Delivery, ErrorKind, HalfMessage, ManualClock, MaxLength, ProbePoint,
+    Publish, PublishBatch, QueueKey, QueueOffset, Recalled, Received, ResetTo, Result, RetryPolicy, TopicSpec,
 };
 
 use crate::common::checker::{number_of, numbered};
@@ -170,6 +170,7 @@ pub(crate) async fn play(store: &Store, poison: &Poison) {
     delay(&mut walk).await;
     reject_and_purge(&walk).await;
     expire(&walk).await;
+    overflow(&walk).await;
     transact(store, &mut walk).await;
     walk.again(async || broker.delete_topic("doomed").await).await;
     drop(first);
@@ -339,6 +340,26 @@ async fn reject_and_purge(walk: &Walk) {
         walk.again(async || letters.purge_one(QueueOffset::new(offset)).await).await;
     }
     assert_eq!(letters.count().unwrap(), 0);
+}
+
+/// In a group of its own: the oldest messages make way for those that come.
+async fn overflow(walk: &Walk) {
+    let broker = walk.broker.clone();
+    let spec = || TopicSpec::new("short").queues(1).max_length(MaxLength::of_messages(2));
+    walk.again(async || broker.create_topic(spec()).await).await;
+    let producer = walk.again(async || broker.producer("short").await).await;
+    drop(walk.again(async || broker.consumer("short-readers").subscribe("short").build().await).await);
+    for n in 0..5 {
+        loop {
+            match soon("an answer", producer.send(numbered(n))).await {
+                Ok(_) => break,
+                // Whoever was asked for room lost the question: nothing is stored.
+                Err(error) if error.kind() == ErrorKind::NotStored => {}
+                Err(error) => walk.mishap(&error),
+            }
+        }
+    }
+    assert_eq!(broker.dead_letters("short-readers").unwrap().count().unwrap(), 3);
 }
 
 /// In a group of its own: each message that ends becomes one dead letter.

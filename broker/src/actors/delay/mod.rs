@@ -7,6 +7,7 @@
 mod change;
 mod count;
 mod handle;
+mod limited;
 mod messages;
 mod recur;
 
@@ -224,8 +225,10 @@ impl DelayActor {
             if due.is_empty() && self.effects.is_empty() {
                 break;
             }
-            if let Err(error) = self.fire(due) {
-                fail_start(&error);
+            match self.fire(due) {
+                Ok(limited) if limited.is_empty() => {}
+                Ok(limited) => return self.fire_within(limited, ctx),
+                Err(error) => fail_start(&error),
             }
         }
         self.set_alarm(ctx);
@@ -247,8 +250,21 @@ impl DelayActor {
         }
     }
 
-    /// Appends due messages to their queues and deletes their rows, as one batch.
-    fn fire(&mut self, due: Vec<TimerKey>) -> Result<()> {
+    /// Moves due messages of queues with a limit, and goes on once that is over.
+    fn fire_within(&mut self, limited: Vec<TimerKey>, ctx: &mut Context<Self>) {
+        let moved = limited::fire(Arc::clone(&self.shared), limited);
+        ctx.wait(moved.into_actor(self).map(|again, actor, ctx| {
+            if let (Some(me), false) = (&actor.me, again.is_empty()) {
+                me.stored_later(&actor.shared, again);
+            }
+            actor.go_on(ctx);
+        }));
+    }
+
+    /// Appends due messages to their queues and deletes their rows, as one batch. Those of queues with a limit come
+    /// back.
+    fn fire(&mut self, due: Vec<TimerKey>) -> Result<Vec<TimerKey>> {
+        let mut limited = Vec::new();
         let (mut batch, mut endings) = (WriteBatch::new(self.shared.clock.now()), Endings::default());
         let (mut fired, mut flush, mut bytes) = (Vec::new(), Flush::Buffered, 0);
         // The next times of those that recur.
@@ -263,6 +279,10 @@ impl DelayActor {
             let key = table::key(timer);
             let Some(row) = self.shared.storage.engine().get(&table::TABLE, &key)? else { continue };
             let mut row = DelayRow::decode(&row)?;
+            if self.shared.topics.get(&row.topic).is_some_and(|topic| topic.rules().max_length.is_some()) {
+                limited.push(timer);
+                continue;
+            }
             bytes += row.record.payload_bytes();
             let (queue, wanted) = self.target(&row);
             if let DelayOrigin::Recurrence(number) = row.origin {
@@ -277,7 +297,7 @@ impl DelayActor {
             fired.push(timer);
         }
         if fired.is_empty() {
-            return Ok(());
+            return Ok(limited);
         }
         self.firing.extend(&fired);
         let counted = fired.iter().filter(|timer| self.is_counted(**timer)).count();
@@ -299,7 +319,7 @@ impl DelayActor {
                 }
             }
         });
-        Ok(())
+        Ok(limited)
     }
 
     /// The queue of a due message. One whose topic was deleted goes where an operator finds it.

@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::letters::LetterRequest;
 use super::operation::Operation;
 use super::pop::PopRequest;
+use super::room::RoomRequest;
 use super::withdrawal::{Withdrawal, Withdrawn};
 use crate::consumer::session::Session;
 use crate::domain::assignment::AssignmentStrategy;
@@ -55,6 +56,8 @@ pub(crate) enum GroupRequest {
     Withdraw(Withdrawal),
     /// The write of that has an outcome.
     Withdrawn(Withdrawn),
+    /// How much more may wait in a queue of limited length.
+    MakeRoom(RoomRequest),
     /// Where consumption of a queue stands; `None` when the group never read it.
     Committed { queue: QueueKey, reply: Answer<Option<QueueOffset>> },
     /// Sets where consumption goes on, forwards or back. Refused while a member holds the queue.
@@ -88,6 +91,7 @@ impl GroupRequest {
             Self::Pop(request) => request.name(),
             Self::Withdraw(_) => "Withdraw",
             Self::Withdrawn(_) => "Withdrawn",
+            Self::MakeRoom(_) => "MakeRoom",
             Self::Committed { .. } => "Committed",
             Self::Reset { .. } => "Reset",
             Self::Operate(_) => "Operate",

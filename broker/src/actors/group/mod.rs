@@ -14,6 +14,7 @@ mod offsets;
 mod operation;
 mod pop;
 mod recall;
+mod room;
 mod withdrawal;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -31,6 +32,7 @@ pub(crate) use messages::{Answer, GroupRequest, Start};
 pub use messages::{GroupDescription, MemberDescription, QueueLag};
 pub(crate) use operation::{MoveOffsets, Operation};
 pub(crate) use pop::{PopRequest, PoppedRecord, Ticket, Wish};
+pub(crate) use room::{RoomRequest, sizes_of};
 pub(crate) use withdrawal::Withdrawal;
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
@@ -49,6 +51,7 @@ use crate::tables::group::{self, GroupRow};
 use letters::Letters;
 use offsets::{OffsetOwner, Offsets};
 use pop::Popping;
+use room::Measured;
 use withdrawal::Withdrawals;
 
 pub(crate) const KIND: &str = "group";
@@ -63,6 +66,7 @@ pub(crate) struct GroupActor {
     offsets: Offsets,
     letters: Letters,
     withdrawals: Withdrawals,
+    measured: Measured,
     policy: RetryPolicy,
     paused: bool,
     failures: Failures,
@@ -168,6 +172,7 @@ impl GroupActor {
             letters: Letters::default(),
             popping: Popping::new(shared.take_number()),
             withdrawals: Withdrawals::default(),
+            measured: Measured::default(),
             shared,
             group,
             name,
@@ -282,6 +287,7 @@ impl GroupActor {
             GroupRequest::LettersHandled => self.letters_handled(ctx),
             GroupRequest::Withdraw(withdrawal) => self.withdraw(withdrawal, ctx),
             GroupRequest::Withdrawn(withdrawn) => self.withdrawn(withdrawn, ctx),
+            GroupRequest::MakeRoom(request) => self.make_room(request, ctx),
             GroupRequest::Committed { queue, reply } => {
                 let _ = reply.send(Ok(self.offsets.committed(&OffsetOwner { queue, member: None })));
             }

@@ -222,7 +222,7 @@ impl GroupActor {
     }
 
     /// The session that reads a queue for this owner, if any does.
-    fn reader_of(&self, owner: &OffsetOwner) -> Option<(&Session, Lease)> {
+    pub(super) fn reader_of(&self, owner: &OffsetOwner) -> Option<(&Session, Lease)> {
         match &owner.member {
             Some(member) => self.sessions.get(member).map(|joined| (&*joined.session, joined.lease)),
             None => {

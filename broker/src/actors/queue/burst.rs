@@ -82,6 +82,10 @@ impl Burst {
         self.records.len()
     }
 
+    pub(super) fn all(&self) -> &[Record] {
+        &self.records
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -120,6 +124,13 @@ impl Burst {
     /// Answers a burst that was never handed to storage.
     pub(crate) fn refuse(self, error: Error) {
         self.answering.tell(Err(SharedError::new(error)));
+    }
+}
+
+impl Waiting {
+    /// Answers a burst that was not handed to storage after all.
+    pub(super) fn refuse(self, error: &SharedError) {
+        self.answering.tell(Err(error.clone()));
     }
 }
 

@@ -9,8 +9,10 @@ use cuemq_storage_api::{QueueKey, Record};
 use super::burst::Burst;
 use super::{KIND, QueueActor, Ticket};
 use crate::actors::mailbox::{Drain, Inbox, post};
+use crate::actors::room::LimitedQueue;
 use crate::actors::supervisor::Identity;
 use crate::admission::Taken;
+use crate::domain::topic_rules::TopicRules;
 use crate::error::{Error, ErrorKind};
 use crate::settings::Flush;
 use crate::shared::Shared;
@@ -22,6 +24,7 @@ pub(crate) struct QueueHandle {
     key: QueueKey,
     flush: Flush,
     tail: Arc<QueueTail>,
+    limited: Option<Arc<LimitedQueue>>,
     inbox: Arc<Inbox<Burst>>,
     /// There once somebody has sent: an idle queue costs no actor.
     address: OnceLock<Addr<QueueActor>>,
@@ -29,9 +32,15 @@ pub(crate) struct QueueHandle {
 
 impl QueueHandle {
     /// The way to a queue. Its actor starts with the first message.
-    pub(crate) fn new(shared: &Shared, key: QueueKey, flush: Flush) -> Result<Self, cuemq_storage_api::StorageError> {
+    pub(crate) fn new(
+        shared: &Shared,
+        key: QueueKey,
+        flush: Flush,
+        rules: &TopicRules,
+    ) -> Result<Self, cuemq_storage_api::StorageError> {
         let tail = shared.storage.tail(&key)?;
-        Ok(Self { key, flush, tail, inbox: Inbox::new(), address: OnceLock::new() })
+        let limited = rules.max_length.map(|limit| LimitedQueue::new(key.clone(), limit));
+        Ok(Self { key, flush, tail, limited, inbox: Inbox::new(), address: OnceLock::new() })
     }
 
     fn start(&self, shared: &Arc<Shared>) -> Addr<QueueActor> {
@@ -41,6 +50,7 @@ impl QueueHandle {
             key: self.key.clone(),
             name: Arc::clone(&identity.name),
             flush: self.flush,
+            limited: self.limited.clone(),
             inbox: Arc::clone(&self.inbox),
             admitted: Vec::new(),
         };
@@ -57,6 +67,11 @@ impl QueueHandle {
         &self.key
     }
 
+    /// Its limit, if it has one: whoever appends asks it for room.
+    pub(crate) fn limited(&self) -> Option<&Arc<LimitedQueue>> {
+        self.limited.as_ref()
+    }
+
     pub(crate) fn tail(&self) -> &Arc<QueueTail> {
         &self.tail
     }
@@ -64,7 +79,8 @@ impl QueueHandle {
     /// Hands a message over: it joins those that wait. From here on it lands, whether or not anybody waits for it.
     pub(crate) fn send(&self, shared: &Arc<Shared>, record: Record, taken: Taken<'_>) -> Ticket {
         let add = |waiting: &mut VecDeque<Burst>| match waiting.back_mut() {
-            Some(burst) if burst.has_room(&record) => burst.join(record, taken),
+            // Where room may be short each message is refused or taken by itself.
+            Some(burst) if self.limited.is_none() && burst.has_room(&record) => burst.join(record, taken),
             _ => {
                 let burst = Burst::single(record, shared.clock.now(), taken.keep());
                 let ticket = burst.last_ticket();

@@ -6,6 +6,7 @@
 
 mod burst;
 mod handle;
+mod limited;
 mod outcome;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ pub(crate) use outcome::Ticket;
 
 use super::expiry::Endings;
 use super::mailbox::{Drain, Inbox};
+use super::room::LimitedQueue;
 use crate::limits::{
     MAX_BURST_RECORDS, MAX_DRAIN_BYTES, MAX_DRAIN_RECORDS, MAX_DRAIN_REQUESTS, WRITE_BYTES, WRITE_RECORDS,
 };
@@ -33,6 +35,7 @@ pub(crate) struct QueueActor {
     key: QueueKey,
     name: Arc<str>,
     flush: Flush,
+    limited: Option<Arc<LimitedQueue>>,
     inbox: Arc<Inbox<Burst>>,
     admitted: Vec<Burst>,
 }
@@ -56,6 +59,12 @@ impl Handler<Drain> for QueueActor {
     fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) {
         let mut turn = Load::default();
         while turn.has_room() && self.admit(&mut turn) {
+            if let Some(limited) = &self.limited {
+                let (shared, key, limited) = (Arc::clone(&self.shared), self.key.clone(), Arc::clone(limited));
+                let admitted = std::mem::take(&mut self.admitted);
+                ctx.wait(limited::write(shared, key, limited, self.flush, admitted).into_actor(self));
+                break;
+            }
             self.write();
         }
         if !self.inbox.rest() {

@@ -38,7 +38,7 @@ impl TopicHandle {
         flush: Flush,
         rules: TopicRules,
     ) -> std::result::Result<Self, StorageError> {
-        let queue = |id| QueueHandle::new(shared, QueueKey::new(name.clone(), id), flush);
+        let queue = |id| QueueHandle::new(shared, QueueKey::new(name.clone(), id), flush, &rules);
         let queues = count.ids().map(queue).collect::<std::result::Result<Vec<_>, StorageError>>()?;
         let (inbox, address, round_robin) = (Inbox::new(), OnceLock::new(), Mutex::default());
         Ok(Self { name, flush, rules, queues, inbox, address, count, round_robin })

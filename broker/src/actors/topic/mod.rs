@@ -5,6 +5,7 @@
 //! actors of their own and the topic's settings are in storage.
 
 mod handle;
+mod limited;
 mod messages;
 
 use std::sync::Arc;
@@ -17,6 +18,8 @@ pub(crate) use messages::SpanRequest;
 
 use super::expiry::Endings;
 use super::mailbox::{Drain, Inbox};
+use super::room::LimitedQueue;
+use crate::domain::length::Size;
 use crate::limits::YIELD_AFTER;
 use crate::settings::Flush;
 use crate::shared::Shared;
@@ -50,7 +53,9 @@ impl Handler<Drain> for TopicActor {
         for _ in 0..YIELD_AFTER {
             let Some(request) = self.inbox.pop() else { return };
             self.shared.probe(KIND, &self.name, "AppendAcross");
-            self.append_across(request);
+            if self.append_across(request, ctx) {
+                break;
+            }
         }
         if !self.inbox.rest() {
             ctx.wait(tokio::task::yield_now().into_actor(self));
@@ -60,9 +65,16 @@ impl Handler<Drain> for TopicActor {
 }
 
 impl TopicActor {
-    fn append_across(&self, request: SpanRequest) {
+    /// Whether nothing else is done until it is written.
+    fn append_across(&self, request: SpanRequest, ctx: &mut Context<Self>) -> bool {
         let (mut batch, mut endings) = (WriteBatch::new(self.shared.clock.now()), Endings::default());
         let (parts, waiting) = request.split();
+        let demands = self.demands(&parts);
+        if !demands.is_empty() {
+            let (shared, flush) = (Arc::clone(&self.shared), self.flush);
+            ctx.wait(limited::write(shared, flush, demands, parts, waiting).into_actor(self));
+            return true;
+        }
         for (queue, records) in parts {
             endings.append_all(&self.shared, &mut batch, &queue, records);
         }
@@ -73,6 +85,17 @@ impl TopicActor {
             }
             waiting.answer(store_id, &result);
         });
+        false
+    }
+
+    /// The queues with a limit, and what comes to each.
+    fn demands(&self, parts: &Parts) -> Vec<(Arc<LimitedQueue>, Size)> {
+        let demand = |(queue, records): &(QueueKey, Vec<Record>)| {
+            let topic = self.shared.topics.get(&queue.topic)?;
+            let limited = Arc::clone(topic.queue(queue.queue).ok()?.limited()?);
+            Some((limited, Size::of(records)))
+        };
+        parts.iter().filter_map(demand).collect()
     }
 }
 

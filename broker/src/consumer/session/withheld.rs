@@ -1,5 +1,8 @@
 //! Records that are kept back from the program: they have ended, and the group has yet to deal with them.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use cuemq_storage_api::{QueueKey, QueueOffset, StoredRecord, Timestamp};
 
 use super::Session;
@@ -36,6 +39,13 @@ impl Session {
         }
         drop(held);
         self.signal.wake();
+    }
+
+    /// What of a queue nobody has: read and not given out, or to be read up to `end`. Rising ranges; `None` when it is
+    /// not held under that lease.
+    pub(crate) fn waiting(&self, key: &QueueKey, lease: Lease, end: QueueOffset) -> Option<Vec<Range<QueueOffset>>> {
+        let held = self.lock();
+        held.queues.iter().find(|q| q.key == *key && q.lease == lease).map(|queue| queue.waiting_ranges(end))
     }
 
     /// Everything that is kept back.
@@ -85,5 +95,28 @@ impl HeldQueue {
         self.withheld.extend(&ended);
         self.first_end = self.waiting().filter_map(|stored| expires_at(&stored.record.attributes)).min();
         ended
+    }
+
+    fn waiting_ranges(&self, end: QueueOffset) -> Vec<Range<QueueOffset>> {
+        let mut read: Vec<QueueOffset> = self.waiting().map(|stored| stored.offset).collect();
+        read.sort_unstable();
+        let mut ranges: Vec<Range<QueueOffset>> = Vec::new();
+        let mut add = |range: Range<QueueOffset>| match ranges.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ if range.start < range.end => ranges.push(range),
+            _ => {}
+        };
+        read.into_iter().for_each(|offset| add(offset..offset.plus(1)));
+        for open in self.progress.open_ranges(self.next..end) {
+            let kept_back = self.withheld.range(open.clone()).chain(self.elsewhere.range(open.clone()));
+            let kept_back: BTreeSet<QueueOffset> = kept_back.copied().collect();
+            let mut at = open.start;
+            for offset in kept_back {
+                add(at..offset);
+                at = offset.plus(1);
+            }
+            add(at..open.end);
+        }
+        ranges
     }
 }
