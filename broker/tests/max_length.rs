@@ -255,7 +255,7 @@ async fn delayed_messages_find_room_or_wait(store: Store) {
     let dead = |group: &str| broker.describe_topic(&format!("%DLQ%{group}")).unwrap().queues[0].end.get();
     for n in 2..5 {
         clock.advance(if n == 2 { SECOND * 2 } else { SECOND });
-        until("the oldest to make way", || dead("group") == u64::from(n - 1)).await;
+        until("the oldest to make way", || dead("group") == n - 1).await;
     }
     until("the last", || broker.describe_topic("orders").unwrap().queues[0].end.get() == 5).await;
     assert_eq!(bodies(&letters(&broker, "group").await), names(0..3));

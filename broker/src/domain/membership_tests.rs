@@ -191,7 +191,7 @@ enum Step {
 }
 
 /// A strategy that names one queue of each topic.
-fn named<E: std::fmt::Debug>(
+fn named<E: fmt::Debug>(
     queue: u32,
     name: &str,
     of: impl Fn([(String, u32, String); 3]) -> Result<AssignmentStrategy, E>,
