@@ -279,7 +279,9 @@ impl DelayActor {
             let key = table::key(timer);
             let Some(row) = self.shared.storage.engine().get(&table::TABLE, &key)? else { continue };
             let mut row = DelayRow::decode(&row)?;
-            if self.shared.topics.get(&row.topic).is_some_and(|topic| topic.rules().max_length.is_some()) {
+            // One that recurs is moved here, with its next time in the same batch, whatever the queue's length.
+            let is_limited = self.shared.topics.get(&row.topic).is_some_and(|t| t.rules().max_length.is_some());
+            if is_limited && matches!(row.origin, DelayOrigin::Send) {
                 limited.push(timer);
                 continue;
             }
