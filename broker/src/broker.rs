@@ -16,6 +16,7 @@ use crate::actors::gateway::GatewayActor;
 use crate::actors::group::{GroupDescription, GroupHandle, GroupRequest};
 use crate::actors::root::{CreateTopic, DeleteTopic, EnsureGroup, RootActor};
 use crate::actors::topic::TopicHandle;
+use crate::application::{ApplicationTransaction, Committed};
 use crate::builder::BrokerBuilder;
 use crate::clock::Clock;
 use crate::consumer::{ConsumerBuilder, PopConsumerBuilder, PullConsumer};
@@ -246,6 +247,28 @@ impl Broker {
         let group = GroupName::new(group)?;
         let handle = self.keeper.topic(topic).await?;
         TransactionProducer::new(Arc::clone(&self.keeper), group, handle, listener).await
+    }
+
+    /// Runs a transaction over messages of any topics, acknowledgements of any groups and the program's own tables: all
+    /// of it is stored by one write, or nothing is. `work` reads the latest committed rows and its own writes; when
+    /// something that it read has been changed by somebody else before its turn to commit comes, it runs again, so it
+    /// shall have no other effects. The commits follow each other, and each transaction has seen and done what it would
+    /// have if it had run alone at its place in their order (it is serialisable).
+    ///
+    /// What it writes is durable before this resolves if any topic that it sends to is durable, or the broker's default
+    /// is; [`Committed::level`] says so. `work` runs on the caller's thread; a panic in it is the caller's. Dropping the
+    /// future leaves it to chance whether the transaction is committed.
+    ///
+    /// # Errors
+    /// What `work` returns, when it gives up after having seen what was there ([`Error::aborted`] is the word for that):
+    /// nothing is done then. `Conflict` when others were first 64 times, or move the same offsets; `Stale` when a message that it acknowledges belongs to
+    /// somebody else by now, or was acknowledged before: nothing is done. `Invalid`, `NotStored`, `Full`: nothing is
+    /// done. `Unknown`: all of it is done, or nothing.
+    pub async fn transaction<T>(
+        &self,
+        work: impl FnMut(&mut ApplicationTransaction) -> Result<T>,
+    ) -> Result<Committed<T>> {
+        crate::application::run(&self.keeper, work).await
     }
 
     /// A member of a consumer group, to be built.

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use cuemq_storage_api::{Engine, WriteBatch};
 use tokio::sync::oneshot;
 
+use crate::actors::application::ApplicationHandle;
 use crate::actors::delay::DelayHandle;
 use crate::actors::expiry::ExpiryHandle;
 use crate::actors::gateway::GatewayActor;
@@ -159,6 +160,7 @@ async fn open_on(
         delay: OnceLock::new(),
         expiry: OnceLock::new(),
         transaction: OnceLock::new(),
+        application: OnceLock::new(),
         probe,
         store_id,
         numbers,
@@ -191,6 +193,7 @@ async fn start_all(shared: &Arc<Shared>, started: oneshot::Receiver<Result<()>>)
     let _ = shared.expiry.set(ExpiryHandle::start(shared));
     let _ = shared.delay.set(DelayHandle::start(shared));
     let _ = shared.transaction.set(TransactionHandle::start(shared));
+    let _ = shared.application.set(ApplicationHandle::start(shared));
     watch_for_failure(shared);
     // Each group clamps its offsets to what the log has before anything new is appended (promise P6); its first
     // answer comes after that.

@@ -33,8 +33,10 @@ pub enum ErrorKind {
     Closed,
     /// The receipt, lease or assignment is no longer valid: the message belongs to somebody else now.
     Stale,
-    /// The opposite was decided before.
+    /// The opposite was decided before, or others changed the same too often in between.
     Conflict,
+    /// The program's own transaction gave up with [`Error::aborted`]: nothing of it was done.
+    Aborted,
     /// An offset outside the queue's bounds: the text names them.
     OutOfRange,
     /// Stored bytes are damaged or of another version: the text names the file.
@@ -67,6 +69,12 @@ impl Error {
             ErrorKind::Unknown,
             format!("{what} was interrupted: it may or may not have happened, a retry may duplicate it"),
         )
+    }
+
+    /// The word of a program that gives up its own [transaction](crate::Broker::transaction): nothing of it is done.
+    #[must_use]
+    pub fn aborted(why: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::Aborted, why.to_string())
     }
 
     /// What the caller can do.

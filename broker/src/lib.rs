@@ -12,6 +12,7 @@
 //! | take a delayed message back, or move it | [`Producer::recall`], [`reschedule`](Producer::reschedule) by [`Receipt::scheduled`] |
 //! | send again and again, by a cron pattern | [`Producer::send_recurring`] with a [`Recurrence`], [`Broker::recurring`], [`cancel_recurring`](Broker::cancel_recurring) |
 //! | send with a local transaction | [`Broker::transaction_producer`] |
+//! | change messages, acknowledgements and tables of your own in one transaction | [`Broker::transaction`] |
 //! | connect actix actors of your own | [`Broker::gateway`] with [`Publish`], [`ConsumerBuilder::deliver_to`] with [`Deliver`] |
 //! | look messages up | [`Broker::message`], [`messages`](Broker::messages), [`find_by_key`](Broker::find_by_key), [`query`](Broker::query) |
 //! | administer | [`Broker::create_topic`], [`describe_topic`](Broker::describe_topic), [`delete_topic`](Broker::delete_topic), [`describe_group`](Broker::describe_group), [`pause_group`](Broker::pause_group) |
@@ -37,6 +38,7 @@ pub mod limits;
 
 mod actors;
 mod admission;
+mod application;
 mod audit;
 mod broker;
 mod builder;
@@ -67,6 +69,7 @@ pub use cuemq_storage_api as storage_api;
 
 pub use actors::gateway::{Deliver, GatewayActor, Publish, PublishBatch};
 pub use actors::group::{GroupDescription, MemberDescription, QueueLag};
+pub use application::{ApplicationTransaction, Committed};
 pub use audit::{AuditRecord, AuditedMove};
 pub use broker::{Broker, QueueDescription, TopicDescription};
 pub use builder::BrokerBuilder;

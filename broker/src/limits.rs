@@ -122,3 +122,21 @@ pub const MAX_NOTE_BYTES: usize = 1024;
 pub const MAX_DIVERT_MESSAGES: usize = 1024;
 /// Payload bytes after which a write of a diversion ends.
 pub const MAX_DIVERT_BYTES: usize = 4 << 20;
+/// How often a transaction runs again because what it had read was changed by others, before it gives up.
+pub const MAX_TRANSACTION_ATTEMPTS: u32 = 64;
+/// Most reads, writes, messages and acknowledgements of one transaction together; each row of a scan counts.
+pub const MAX_TRANSACTION_OPERATIONS: usize = 16_384;
+/// Most bytes of the rows that one transaction reads and writes, and of the messages that it sends.
+pub const MAX_TRANSACTION_BYTES: usize = 16 << 20;
+/// Longest name of an application's table, in bytes.
+pub const MAX_APPLICATION_TABLE_BYTES: usize = 40;
+/// Longest key of a row of an application's table, in bytes.
+pub const MAX_APPLICATION_KEY_BYTES: usize = 1 << 10;
+/// Largest value of a row of an application's table, in bytes.
+pub const MAX_APPLICATION_VALUE_BYTES: usize = 1 << 20;
+/// Most transactions that are committed by one write.
+pub const MAX_ROUND_TRANSACTIONS: usize = 256;
+/// Operations of transactions after which one write has enough of them.
+pub const MAX_ROUND_OPERATIONS: usize = 16_384;
+/// Bytes of transactions after which one write has enough of them.
+pub const MAX_ROUND_BYTES: usize = 16 << 20;

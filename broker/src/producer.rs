@@ -299,11 +299,7 @@ impl Producer {
     }
 
     fn due(&self, delay: Delay, now: Timestamp) -> Timestamp {
-        match delay {
-            Delay::For(delay) => now.plus(delay),
-            Delay::Until(at) => at,
-            Delay::Level(level) => now.plus(self.keeper.shared().settings.delay_of_level(level).unwrap_or_default()),
-        }
+        self.keeper.shared().due(delay, now)
     }
 }
 

@@ -5,8 +5,9 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use cuemq_storage_api::{GroupName, TopicName};
+use cuemq_storage_api::{GroupName, Timestamp, TopicName};
 
+use crate::actors::application::ApplicationHandle;
 use crate::actors::delay::DelayHandle;
 use crate::actors::expiry::ExpiryHandle;
 use crate::actors::group::GroupHandle;
@@ -16,6 +17,7 @@ use crate::actors::transaction::TransactionHandle;
 use crate::admission::{Admission, Taken};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::message::Delay;
 use crate::runtime::Arbiters;
 use crate::settings::BrokerSettings;
 use crate::state::StateCell;
@@ -25,7 +27,7 @@ use crate::storage::StorageHandle;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct ProbePoint<'a> {
-    /// The kind of actor: `root`, `topic`, `queue`, `group`, `delay`, `expiry`, `transaction`.
+    /// The kind of actor: `root`, `topic`, `queue`, `group`, `delay`, `expiry`, `transaction`, `application`.
     pub actor: &'static str,
     /// Which one of its kind, such as `orders/0`.
     pub name: &'a str,
@@ -55,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) delay: OnceLock<DelayHandle>,
     pub(crate) expiry: OnceLock<ExpiryHandle>,
     pub(crate) transaction: OnceLock<TransactionHandle>,
+    pub(crate) application: OnceLock<ApplicationHandle>,
     pub(crate) restarts: Arc<AtomicU64>,
 }
 
@@ -97,6 +100,20 @@ impl Shared {
         self.transaction.get().expect("the checker starts before anybody gets a handle of the broker").clone()
     }
 
+    /// The committer of transactions; there once the broker is open.
+    pub(crate) fn application_handle(&self) -> ApplicationHandle {
+        self.application.get().expect("the committer starts before anybody gets a handle of the broker").clone()
+    }
+
+    /// When a message that is sent now is due.
+    pub(crate) fn due(&self, delay: Delay, now: Timestamp) -> Timestamp {
+        match delay {
+            Delay::For(delay) => now.plus(delay),
+            Delay::Until(at) => at,
+            Delay::Level(level) => now.plus(self.settings.delay_of_level(level).unwrap_or_default()),
+        }
+    }
+
     /// Fails unless the broker takes new work.
     pub(crate) fn check_running(&self) -> Result<()> {
         self.state.check_running()
@@ -119,6 +136,7 @@ impl Shared {
         self.delay.get().iter().for_each(|delay| delay.end());
         self.expiry.get().iter().for_each(|expiry| expiry.end());
         self.transaction.get().iter().for_each(|transaction| transaction.end());
+        self.application.get().iter().for_each(|application| application.end());
     }
 }
 

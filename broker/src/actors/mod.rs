@@ -4,10 +4,12 @@
 //! root ─┬─ topic ──── queue, queue, ...      one per topic and queue
 //!       ├─ group, group, ...                 one per consumer group
 //!       ├─ delay scheduler
-//!       └─ transaction checker
+//!       ├─ transaction checker
+//!       └─ application                       commits transactions over messages and the application's tables
 //! ```
 
 mod alarm;
+pub(crate) mod application;
 pub(crate) mod delay;
 pub(crate) mod expiry;
 pub(crate) mod gateway;

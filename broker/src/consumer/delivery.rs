@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cuemq_storage_api::Timestamp;
 use tokio::sync::oneshot;
 
+use super::pledge::{Acknowledged, DeliveryPledge, Hand};
 use super::received::Received;
 use super::release_if_free;
 use super::session::{Claim, Session};
@@ -33,6 +34,8 @@ pub struct Delivery {
     /// Redeliveries by this member, which storage does not know of.
     redeliveries: u32,
     settled: bool,
+    /// There once a transaction has acknowledged it.
+    pledge: OnceLock<Arc<DeliveryPledge>>,
 }
 
 impl fmt::Debug for Delivery {
@@ -60,7 +63,27 @@ impl Delivery {
         redeliveries: u32,
     ) -> Self {
         let (keeper, group, session) = (Arc::clone(keeper), Arc::clone(group), Arc::clone(session));
-        Self { received, keeper, group, session, holder, lease, redeliveries, settled: false }
+        Self { received, keeper, group, session, holder, lease, redeliveries, settled: false, pledge: OnceLock::new() }
+    }
+
+    /// What a transaction needs to acknowledge it.
+    pub(crate) fn acknowledged(&self) -> Acknowledged {
+        let make = || {
+            Arc::new(DeliveryPledge::new(
+                (&self.keeper, &self.group, &self.session),
+                self.received.clone(),
+                self.holder.clone(),
+                self.lease,
+                self.redeliveries,
+            ))
+        };
+        Acknowledged::Delivery(Arc::clone(self.pledge.get_or_init(make)))
+    }
+
+    /// Takes the say over it for the last time: whether it is the holder's, or what a transaction has made of it.
+    fn settle(&mut self) -> Hand {
+        self.settled = true;
+        self.pledge.get().map_or(Hand::Holder, |pledge| pledge.let_go())
     }
 
     /// Whether a failed handling keeps the message in its place: the group's policy has it come again, and others of its
@@ -76,7 +99,9 @@ impl Delivery {
     }
 
     fn comes_again_at(&mut self, at: Timestamp) {
-        self.settled = true;
+        if self.settle() != Hand::Holder {
+            return;
+        }
         let stored = std::iter::once(self.received.stored().clone());
         let settled = self.session.again_at(self.claim(), stored, self.redeliveries, at);
         release_if_free(&self.group, settled, self.claim());
@@ -89,17 +114,22 @@ impl Delivery {
     /// `Stale` when the message belongs to another member by now: it will be delivered there.
     pub async fn ack(mut self) -> Result<()> {
         let (sender, receiver) = oneshot::channel();
-        self.acknowledge(Some(sender));
+        match self.settle() {
+            Hand::Holder => self.acknowledge(Some(sender)),
+            Hand::Done => return Ok(()),
+            Hand::Transaction | Hand::Abandoned => return Err(in_a_transaction()),
+        }
         receiver.await.unwrap_or_else(|_| Err(Error::lost("the acknowledgement")))
     }
 
     /// Declares the message done without waiting for the answer.
     pub fn ack_soon(mut self) {
-        self.acknowledge(None);
+        if self.settle() == Hand::Holder {
+            self.acknowledge(None);
+        }
     }
 
-    fn acknowledge(&mut self, reply: Option<oneshot::Sender<Result<()>>>) {
-        self.settled = true;
+    fn acknowledge(&self, reply: Option<oneshot::Sender<Result<()>>>) {
         tracing::trace!(queue = %self.received.queue(), offset = %self.received.offset(), "ack");
         let ranges = [self.received.range()];
         // The group hears of it before the session lets go: a revocation in between would give the message away again.
@@ -161,6 +191,13 @@ impl Delivery {
             return Err(Error::new(ErrorKind::Invalid, text));
         }
         check_pause(&cause)?;
+        match self.pledge.get().map(|pledge| pledge.hand()) {
+            None | Some(Hand::Holder) => {}
+            Some(Hand::Done) => {
+                return Err(Error::new(ErrorKind::Stale, "a transaction has acknowledged the message: it is done"));
+            }
+            Some(Hand::Transaction | Hand::Abandoned) => return Err(in_a_transaction()),
+        }
         let (sender, receiver) = oneshot::channel();
         self.group.post(GroupRequest::Fail(Box::new(Failure {
             holder: Some((self.session.member.clone(), self.lease)),
@@ -194,6 +231,11 @@ impl Drop for Delivery {
             self.comes_again_at(self.keeper.shared().clock.now().plus(REDELIVERY_PAUSE));
         }
     }
+}
+
+fn in_a_transaction() -> Error {
+    let text = "a transaction acknowledges the message and its outcome is not known yet: that decides";
+    Error::new(ErrorKind::Conflict, text)
 }
 
 fn check_pause(cause: &FailureCause) -> Result<()> {

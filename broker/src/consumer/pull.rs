@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cuemq_storage_api::{FetchLimit, FetchRequest, QueueId, QueueKey, QueueOffset, TagHashes, Timestamp, TopicName};
 use futures_util::future::select;
 
+use super::pledge::{Acknowledged, Committed, PositionPledge, known, note};
 use super::received::Received;
 use crate::actors::group::{GroupHandle, GroupRequest};
 use crate::broker::{Keeper, unknown_topic};
@@ -44,7 +45,7 @@ struct Assigned {
     tail: Arc<QueueTail>,
     next: QueueOffset,
     /// What has been committed, as far as this consumer knows.
-    committed: Option<QueueOffset>,
+    committed: Committed,
 }
 
 impl fmt::Debug for PullConsumer {
@@ -98,6 +99,7 @@ impl PullConsumer {
         let tail = storage.tail(&key)?;
         tail.listen(&self.signal);
         let next = committed.unwrap_or(bounds.start).clamp(bounds.start, bounds.end);
+        let committed = Arc::new(Mutex::new(committed));
         self.queues.insert(key, Assigned { tail, next, committed });
         Ok(())
     }
@@ -182,14 +184,25 @@ impl PullConsumer {
     /// # Errors
     /// `Conflict` when a member of the group reads one of the queues; `NotStored` or `Unknown` when the write failed.
     pub async fn commit(&mut self) -> Result<()> {
-        for (key, assigned) in &mut self.queues {
-            if assigned.committed != Some(assigned.next) {
+        for (key, assigned) in &self.queues {
+            if known(&assigned.committed) != Some(assigned.next) {
                 let (queue, to) = (key.clone(), assigned.next);
                 self.group.ask(|reply| GroupRequest::Reset { queue, to, reply }).await?;
-                assigned.committed = Some(to);
+                note(&assigned.committed, to);
             }
         }
         Ok(())
+    }
+
+    /// What a transaction needs to commit what all polls so far have returned.
+    pub(crate) fn acknowledged(&self) -> Vec<Acknowledged> {
+        let moved = self.queues.iter().filter(|(_, assigned)| known(&assigned.committed) != Some(assigned.next));
+        let pledge = |(key, assigned): (&QueueKey, &Assigned)| {
+            let (group, committed) = (Arc::clone(&self.group), Arc::clone(&assigned.committed));
+            let pledge = PositionPledge { group, queue: key.clone(), to: assigned.next, committed };
+            Acknowledged::Position(Arc::new(pledge))
+        };
+        moved.map(pledge).collect()
     }
 
     /// What is committed for a queue; `None` when nothing ever was.

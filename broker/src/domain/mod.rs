@@ -3,6 +3,7 @@
 //! A machine is told what happened and at which time; it answers with values or with effects that somebody else
 //! performs. So every rule is tested without a runtime, by comparing values.
 
+pub(crate) mod application;
 pub(crate) mod assignment;
 pub(crate) mod audit;
 pub(crate) mod delay;

@@ -128,7 +128,7 @@ mod tests {
         for row in 0..rows {
             batch.put(&TABLE, row.to_be_bytes().to_vec(), Bytes::new());
         }
-        WriteJob { batch, flush: Flush::Buffered, done: Box::new(done) }
+        WriteJob { batch, flush: Flush::Buffered, applied: None, done: Box::new(done) }
     }
 
     fn waiting(lane: &Lane) -> usize {

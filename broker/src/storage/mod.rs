@@ -77,11 +77,26 @@ impl StorageHandle {
     }
 
     /// Writes a batch and calls `done` exactly once: on this thread, the lane's or the sync thread.
-    pub(crate) fn write(&self, mut batch: WriteBatch, flush: Flush, done: impl FnOnce(WriteResult) + Send + 'static) {
-        if flush == Flush::Durable {
-            batch.expect_sync();
+    pub(crate) fn write(&self, batch: WriteBatch, flush: Flush, done: impl FnOnce(WriteResult) + Send + 'static) {
+        self.hand_over(WriteJob { batch, flush, applied: None, done: Box::new(done) });
+    }
+
+    /// As [`write`](Self::write), and calls `applied` as soon as reads find the batch: a durable one is acknowledged
+    /// only after the next sync. A batch that is refused drops `applied` before it calls `done`.
+    pub(crate) fn write_in_steps(
+        &self,
+        batch: WriteBatch,
+        flush: Flush,
+        applied: impl FnOnce() + Send + 'static,
+        done: impl FnOnce(WriteResult) + Send + 'static,
+    ) {
+        self.hand_over(WriteJob { batch, flush, applied: Some(Box::new(applied)), done: Box::new(done) });
+    }
+
+    fn hand_over(&self, mut job: WriteJob) {
+        if job.flush == Flush::Durable {
+            job.batch.expect_sync();
         }
-        let job = WriteJob { batch, flush, done: Box::new(done) };
         if let Some(cause) = self.inner.state.failure() {
             job.refuse(&unavailable(&cause));
             return;
@@ -156,7 +171,10 @@ impl Inner {
         });
         drop(span);
         match applied {
-            Ok(applied) => write::split(applied, parts).for_each(|landed| self.acknowledge(landed)),
+            Ok(applied) => {
+                parts.iter_mut().for_each(write::Part::applied);
+                write::split(applied, parts).for_each(|landed| self.acknowledge(landed));
+            }
             Err(error) => self.refuse(parts, error),
         }
     }

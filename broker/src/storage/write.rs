@@ -25,11 +25,14 @@ pub(crate) struct Stored {
 
 pub(crate) type WriteResult = std::result::Result<Stored, SharedError>;
 type Done = Box<dyn FnOnce(WriteResult) + Send>;
+pub(super) type OnApplied = Box<dyn FnOnce() + Send>;
 
 /// A batch with whoever waits for its outcome.
 pub(crate) struct WriteJob {
     pub(crate) batch: WriteBatch,
     pub(crate) flush: Flush,
+    /// Hears as soon as the batch is applied, which may be before it is acknowledged; dropped if it never is.
+    pub(crate) applied: Option<OnApplied>,
     pub(crate) done: Done,
 }
 
@@ -41,6 +44,7 @@ impl fmt::Debug for WriteJob {
 
 impl WriteJob {
     pub(super) fn refuse(self, error: &SharedError) {
+        drop(self.applied);
         (self.done)(Err(error.clone()));
     }
 }
@@ -48,6 +52,7 @@ impl WriteJob {
 /// One job's share of a merged batch.
 pub(super) struct Part {
     flush: Flush,
+    applied: Option<OnApplied>,
     done: Done,
     operations: std::ops::Range<usize>,
     records: usize,
@@ -72,7 +77,15 @@ impl Part {
         Ok(())
     }
 
+    /// Tells that the batch is applied.
+    pub(super) fn applied(&mut self) {
+        if let Some(applied) = self.applied.take() {
+            applied();
+        }
+    }
+
     pub(super) fn refuse(self, error: &SharedError) {
+        drop(self.applied);
         (self.done)(Err(error.clone()));
     }
 }
@@ -84,7 +97,8 @@ pub(super) fn merge(jobs: Vec<WriteJob>) -> (WriteBatch, Vec<Part>) {
     for job in jobs {
         let first = merged.as_ref().map_or(0, |batch| batch.operations().len());
         let operations = first..first + job.batch.operations().len();
-        parts.push(Part { flush: job.flush, done: job.done, operations, records: 0, tails: Vec::new() });
+        let (flush, applied, done) = (job.flush, job.applied, job.done);
+        parts.push(Part { flush, applied, done, operations, records: 0, tails: Vec::new() });
         match &mut merged {
             Some(batch) => {
                 batch.extend(job.batch);

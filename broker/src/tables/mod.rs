@@ -1,5 +1,6 @@
 //! The durable tables: one file per table says what a row means, byte by byte. No rule and no I/O is here.
 
+pub(crate) mod application;
 pub(crate) mod audit;
 mod codec;
 pub(crate) mod consumer_offset;

@@ -8,8 +8,10 @@ use actix::Addr;
 use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, TopicName};
 use tokio::sync::oneshot;
 
+use super::commit::Claim;
 use super::messages::Answer;
 use super::{GroupActor, GroupRequest, KIND, PopRequest, Start, Withdrawal};
+use crate::actors::application::PrepareReply;
 use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::supervisor::Identity;
 use crate::consumer::session::Session;
@@ -120,6 +122,15 @@ impl GroupHandle {
     /// Why nothing is taken any more.
     fn ended(&self) -> Error {
         self.state.check_running().err().unwrap_or_else(|| Error::closed(&format!("group {}", self.name)))
+    }
+
+    /// Has the claims of a transaction checked. A group that has ended answers too.
+    pub(crate) fn prepare(&self, claims: Vec<Claim>, reply: PrepareReply) {
+        if let Err(GroupRequest::Prepare { reply, .. }) =
+            self.inbox.push(GroupRequest::Prepare { claims, reply }, &self.address)
+        {
+            reply.send(Err(self.ended()));
+        }
     }
 
     /// Asks to be taken in; from now on the session ends with the group's actor.

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use cuemq_storage_api::{QueueKey, QueueOffset, Timestamp, TopicName};
 use tokio::sync::oneshot;
 
+use super::commit::Claim;
 use super::failure::Failure;
 use super::letters::LetterRequest;
 use super::operation::Operation;
 use super::pop::PopRequest;
 use super::room::RoomRequest;
 use super::withdrawal::{Withdrawal, Withdrawn};
+use crate::actors::application::PrepareReply;
 use crate::consumer::session::Session;
 use crate::domain::assignment::AssignmentStrategy;
 use crate::domain::member::{MemberId, Room};
@@ -64,6 +66,8 @@ pub(crate) enum GroupRequest {
     Reset { queue: QueueKey, to: QueueOffset, reply: Answer<()> },
     /// An operator asks or moves something.
     Operate(Box<Operation>),
+    /// Checks what a transaction acknowledges, and lets nothing in between until that is stored or given up.
+    Prepare { claims: Vec<Claim>, reply: PrepareReply },
     /// What the group looks like now.
     Describe { reply: Answer<GroupDescription> },
     /// How the group shares queues and retries and whether it is paused, from now on.
@@ -95,6 +99,7 @@ impl GroupRequest {
             Self::Committed { .. } => "Committed",
             Self::Reset { .. } => "Reset",
             Self::Operate(_) => "Operate",
+            Self::Prepare { .. } => "Prepare",
             Self::Describe { .. } => "Describe",
             Self::Configure { .. } => "Configure",
             Self::TopicChanged { .. } => "TopicChanged",

@@ -6,6 +6,7 @@
 //! applied again. Supervised like all actors.
 
 mod divert;
+mod commit;
 mod failure;
 mod handle;
 mod letters;
@@ -24,6 +25,7 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, W
 use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Timestamp, TopicName, WriteBatch};
 
 pub(crate) use divert::{DivertId, DivertRequest, Slice};
+pub(crate) use commit::{Claim, ClaimRefused, Prepared, Release};
 pub(crate) use failure::Failure;
 use failure::Failures;
 pub(crate) use handle::GroupHandle;
@@ -293,6 +295,7 @@ impl GroupActor {
             }
             GroupRequest::Reset { queue, to, reply } => self.reset(queue, to, reply),
             GroupRequest::Operate(operation) => self.operate(*operation, ctx),
+            GroupRequest::Prepare { claims, reply } => self.prepare(claims, reply, ctx),
             GroupRequest::Describe { reply } => {
                 let _ = reply.send(self.describe());
             }

@@ -310,9 +310,25 @@ impl Offsets {
 
     /// Adds the row that keeps this progress to a batch that does more.
     pub(super) fn put(&self, owner: &OffsetOwner, progress: &Progress, batch: &mut WriteBatch) {
-        let key = consumer_offset::key(&self.group, &owner.queue, owner.member.as_ref());
         let unwanted = self.unwanted.get(owner).copied().unwrap_or(0);
+        Self::put_of(&self.group, owner, progress, unwanted, batch);
+    }
+
+    /// As [`put`](Self::put), for somebody who only knows the group's name.
+    pub(super) fn put_of(
+        group: &GroupName,
+        owner: &OffsetOwner,
+        progress: &Progress,
+        unwanted: u64,
+        batch: &mut WriteBatch,
+    ) {
+        let key = consumer_offset::key(group, &owner.queue, owner.member.as_ref());
         batch.put(&consumer_offset::TABLE, key, ConsumerOffsetRow::of(progress, unwanted).encode());
+    }
+
+    /// How far an owner is, if it ever read the queue, and how many messages nobody wanted.
+    pub(super) fn known(&self, owner: &OffsetOwner) -> (Option<Progress>, u64) {
+        (self.progress.get(owner).cloned(), self.unwanted.get(owner).copied().unwrap_or(0))
     }
 
     /// Takes over progress that is stored already.
