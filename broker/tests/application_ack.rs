@@ -12,7 +12,7 @@ use common::store::Store;
 use common::{assert_nothing, bodies, manual_clock, next, read_all, soon, take};
 use cuemq::storage_api::ErrorKind as StorageKind;
 use cuemq::storage_api::fault::{Fault, Operation};
-use cuemq::{ApplicationTransaction, Broker, Consumer, Delivery, Error, ErrorKind, Result, TopicSpec};
+use cuemq::{ApplicationTransaction, Broker, Consumer, Delivery, Error, ErrorKind, PullConsumer, Result, TopicSpec};
 use futures_util::FutureExt;
 
 on_every_engine!(
@@ -291,6 +291,11 @@ async fn a_pull_consumer_commits_with_its_effects(store: Store) {
     broker.shutdown().await.unwrap();
 }
 
+fn work(t: &mut ApplicationTransaction, pull: &PullConsumer) -> Result<()> {
+    t.send("shipping", "three")?;
+    t.commit_offset(pull)
+}
+
 async fn a_pull_consumer_that_was_overtaken_is_refused(store: Store) {
     let broker = one_queue(&store).await;
     send(&broker, 0..10).await;
@@ -300,10 +305,6 @@ async fn a_pull_consumer_that_was_overtaken_is_refused(store: Store) {
         pull.assign_topic("orders").await.unwrap();
         assert_eq!(pull.poll(3, Duration::ZERO).await.unwrap().len(), 3);
     }
-    let work = |t: &mut ApplicationTransaction, pull| {
-        t.send("shipping", "three")?;
-        t.commit_offset(pull)
-    };
     broker.transaction(|t| work(t, &one)).await.unwrap();
     let late = broker.transaction(|t| work(t, &other)).await.unwrap_err();
     assert_eq!(late.kind(), ErrorKind::Conflict, "{late}");
