@@ -22,7 +22,10 @@ use cuemq::{Broker, BrokerState, Decision, ErrorKind, HalfMessage, Message, Publ
 use scenario::{Poison, play};
 
 /// Every message and every timer of every kind of actor.
-const POINTS: [(&str, &str); 47] = [
+const POINTS: [(&str, &str); 52] = [
+    ("application", "Landed"),
+    ("application", "Prepared"),
+    ("application", "Submit"),
     ("delay", "Alarm"),
     ("delay", "Change"),
     ("delay", "Fired"),
@@ -36,6 +39,7 @@ const POINTS: [(&str, &str); 47] = [
     ("group", "CatchUp"),
     ("group", "Close"),
     ("group", "Committed"),
+    ("group", "Concluded"),
     ("group", "Configure"),
     ("group", "Deadline"),
     ("group", "Describe"),
@@ -54,6 +58,7 @@ const POINTS: [(&str, &str); 47] = [
     ("group", "PopRenew"),
     ("group", "PopTake"),
     ("group", "PopTakeBack"),
+    ("group", "Prepare"),
     ("group", "Released"),
     ("group", "Reset"),
     ("group", "TopicChanged"),
@@ -148,6 +153,7 @@ async fn ask(broker: &Broker, actor: &str) -> ErrorKind {
     let producer = broker.producer("orders").await.unwrap();
     let across = producer.clone().with_selector(|message, _| u32::from(message.body()[0]));
     let error = match actor {
+        "application" => broker.transaction(|t| t.get("rows", "a")).await.map(drop),
         "root" => broker.create_topic(TopicSpec::new("new")).await.map(drop),
         "queue" => producer.send("x").await.map(drop),
         "topic" => across.send_batch(vec![Message::new(vec![0]), Message::new(vec![1])]).await.map(drop),
@@ -174,6 +180,7 @@ async fn ask(broker: &Broker, actor: &str) -> ErrorKind {
 
 async fn too_many_panics_end_the_broker(store: Store) {
     let points = [
+        ("application", "Submit", "application committer"),
         ("root", "CreateTopic", "root root"),
         ("queue", "Append", "queue orders/0"),
         ("topic", "AppendAcross", "topic orders"),

@@ -1,6 +1,7 @@
 //! One walk through everything a broker does, which allows for a panic at any one point of it.
 
 mod popped;
+mod transacted;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -166,6 +167,7 @@ pub(crate) async fn play(store: &Store, poison: &Poison) {
     send_everything(&mut walk).await;
     consume(&mut walk, &mut first).await;
     popped::pop(&mut walk).await;
+    transacted::book(&walk).await;
     pull_and_describe(&walk).await;
     delay(&mut walk).await;
     reject_and_purge(&walk).await;

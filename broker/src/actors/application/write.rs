@@ -17,6 +17,7 @@ use crate::domain::delay::TimerKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::MAX_DELAYED_MESSAGES;
 use crate::message::{AckLevel, MessageId, Receipt};
+use crate::scheduled::ScheduledId;
 use crate::settings::Flush;
 use crate::shared::Shared;
 use crate::storage::{Stored, WriteResult};
@@ -128,7 +129,7 @@ struct Waiting {
 /// Where a message is in the batch.
 enum Sent {
     Now { queue: QueueKey, append: usize, record: usize },
-    Later(TopicName),
+    Later(TopicName, TimerKey),
 }
 
 impl RoundWrite {
@@ -166,7 +167,7 @@ impl RoundWrite {
                 let row = DelayRow { topic: topic.clone(), queue: None, origin: DelayOrigin::Send, record };
                 self.batch.put(&delay::TABLE, delay::key(timer), row.encode());
                 self.timers.push(timer);
-                Sent::Later(topic)
+                Sent::Later(topic, timer)
             }
         }
     }
@@ -209,11 +210,17 @@ impl Waiting {
                 queue: queue.queue,
                 offset: Some(stored.appends[*append].first),
                 id: Some(MessageId::new(store_id, stored.positions[*record])),
+                scheduled: None,
                 level,
             },
-            Sent::Later(topic) => {
-                Receipt { topic: topic.clone(), queue: QueueId::FIRST, offset: None, id: None, level }
-            }
+            Sent::Later(topic, timer) => Receipt {
+                topic: topic.clone(),
+                queue: QueueId::FIRST,
+                offset: None,
+                id: None,
+                scheduled: Some(ScheduledId::new(store_id, *timer)),
+                level,
+            },
         };
         Outcome::Done(self.sent.iter().map(receipt).collect(), level)
     }

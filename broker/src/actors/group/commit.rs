@@ -74,6 +74,12 @@ impl Release {
 
 impl GroupActor {
     pub(super) fn prepare(&mut self, claims: Vec<Claim>, reply: PrepareReply, ctx: &mut Context<Self>) {
+        let held = |claim: &Claim| self.check_claim(claim).is_ok_and(|owner| self.offsets.is_held(&owner));
+        if claims.iter().any(held) {
+            // Whether a failed message of the queue is done is not known yet.
+            self.commit = Some((claims, reply));
+            return;
+        }
         // What changed before goes before.
         self.write_offsets();
         let mut rows: Vec<HeldRow> = Vec::new();
@@ -93,14 +99,23 @@ impl GroupActor {
         let (release, released) = oneshot::channel();
         if !rows.is_empty() {
             self.operating = true;
-            ctx.wait(released.into_actor(self).map(|rows, actor: &mut Self, _| actor.concluded(rows.ok())));
+            ctx.wait(released.into_actor(self).map(|rows, actor: &mut Self, ctx| actor.concluded(rows.ok(), ctx)));
         }
         reply.send(Ok(Prepared { group: self.group.clone(), claims, rows, release }));
     }
 
+    /// Prepares what had to wait for the outcome of a failure.
+    pub(super) fn prepare_waiting(&mut self, ctx: &mut Context<Self>) {
+        if let Some((claims, reply)) = self.commit.take() {
+            self.prepare(claims, reply, ctx);
+        }
+    }
+
     /// The rows are stored, or are not.
-    fn concluded(&mut self, rows: Option<Vec<HeldRow>>) {
+    fn concluded(&mut self, rows: Option<Vec<HeldRow>>, ctx: &mut Context<Self>) {
         self.operating = false;
+        // They were put off behind a failure before the transaction, and now it is their turn.
+        self.repeat_failures(ctx);
         self.shared.probe(KIND, &self.name, "Concluded");
         for row in rows.into_iter().flatten() {
             self.offsets.adopt(row.owner, row.progress);

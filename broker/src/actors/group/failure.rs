@@ -121,10 +121,11 @@ impl GroupActor {
         offset: QueueOffset,
         stored: bool,
         hold: u64,
-        ctx: &Context<Self>,
+        ctx: &mut Context<Self>,
     ) {
         let owner = OffsetOwner { queue, member: None };
         self.offsets.release(&owner, hold, stored.then_some(offset));
+        self.prepare_waiting(ctx);
         self.next_withdrawal(ctx);
         self.next_failures(&owner, ctx);
     }
@@ -136,6 +137,13 @@ impl GroupActor {
             && let Some(next) = self.failures.next(&owner.queue)
         {
             self.fail(next, ctx);
+        }
+    }
+
+    /// Has those that were put off begin anew, behind what waits.
+    pub(super) fn repeat_failures(&mut self, ctx: &Context<Self>) {
+        for failure in self.failures.take_all() {
+            let _ = self.inbox.push(GroupRequest::Fail(Box::new(failure)), &ctx.address());
         }
     }
 

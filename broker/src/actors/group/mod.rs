@@ -38,6 +38,7 @@ pub(crate) use room::{RoomRequest, sizes_of};
 pub(crate) use withdrawal::Withdrawal;
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
+use super::application::PrepareReply;
 use super::mailbox::{Drain, Inbox};
 use super::supervisor::fail_start;
 use crate::consumer::session::{Exchange, Granted, Session};
@@ -73,6 +74,8 @@ pub(crate) struct GroupActor {
     paused: bool,
     failures: Failures,
     exchange: Arc<Exchange>,
+    /// Claims of a transaction that wait for the outcome of a failure; there is one committer.
+    commit: Option<(Vec<Claim>, PrepareReply)>,
     popping: Popping,
     /// Rings when a holder is cut off that has not released, or something popped is due.
     deadline: Alarm,
@@ -108,8 +111,9 @@ impl Supervised for GroupActor {
         if self.inbox.wake_after_restart() {
             ctx.notify(Drain);
         }
-        for failure in self.failures.take_all() {
-            let _ = self.inbox.push(GroupRequest::Fail(Box::new(failure)), &ctx.address());
+        self.repeat_failures(ctx);
+        if let Some((claims, reply)) = self.commit.take() {
+            let _ = self.inbox.push(GroupRequest::Prepare { claims, reply }, &ctx.address());
         }
         // Behind everything that waits, so that nothing is made good that is only late.
         let _ = self.inbox.push(GroupRequest::CatchUp, &ctx.address());
@@ -185,6 +189,7 @@ impl GroupActor {
             paused: row.paused,
             failures: Failures::default(),
             exchange: Arc::default(),
+            commit: None,
             deadline: Alarm::default(),
             next_broadcast_lease: 1,
             operating: false,
