@@ -13,6 +13,7 @@ pub mod order_check;
 pub mod pipeline;
 pub mod progress;
 pub mod rounds;
+pub mod shop;
 pub mod stopwatch;
 pub mod store;
 pub mod table;

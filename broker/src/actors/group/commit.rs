@@ -1,8 +1,8 @@
 //! What transactions acknowledge: the group checks it and hands its rows over, and the committer writes them with
 //! everything else of the transaction.
 //!
-//! From its answer until the write is applied or given up the group handles nothing else: a row of its own that got in
-//! between would take back what the transaction acknowledges, or be taken back by it.
+//! From its answer until the write is applied or given up the group handles nothing else and holds those rows back: one
+//! of its own that got in between would take back what the transaction acknowledges, or be taken back by it.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, WriteBatch};
 use tokio::sync::oneshot;
 
-use super::offsets::{OffsetOwner, Offsets};
+use super::offsets::{Change, OffsetOwner, Offsets};
 use super::{GroupActor, KIND};
 use crate::actors::application::PrepareReply;
 use crate::domain::member::MemberId;
@@ -43,7 +43,7 @@ pub(crate) struct Prepared {
     /// For each claim which row it changes and how.
     claims: Vec<Result<(usize, Claim)>>,
     rows: Vec<HeldRow>,
-    release: oneshot::Sender<Vec<HeldRow>>,
+    release: oneshot::Sender<Vec<Change>>,
 }
 
 /// How far the group, or a member of a broadcasting group, is in one queue.
@@ -55,20 +55,21 @@ struct HeldRow {
     known: bool,
     /// How many messages of the queue nobody wanted.
     unwanted: u64,
-    changed: bool,
+    /// What the claims that were carried out have changed.
+    changes: Vec<Change>,
 }
 
 /// Tells a group that its rows are stored; dropped, that they are not.
 #[derive(Debug)]
 pub(crate) struct Release {
-    changed: Vec<HeldRow>,
-    release: oneshot::Sender<Vec<HeldRow>>,
+    changes: Vec<Change>,
+    release: oneshot::Sender<Vec<Change>>,
 }
 
 impl Release {
     pub(crate) fn applied(self) {
         // A group that is restarted reads them from storage.
-        let _ = self.release.send(self.changed);
+        let _ = self.release.send(self.changes);
     }
 }
 
@@ -88,7 +89,7 @@ impl GroupActor {
                 let (progress, unwanted) = offsets.known(&owner);
                 let known = progress.is_some();
                 let progress = progress.unwrap_or_default();
-                rows.push(HeldRow { owner, progress, known, unwanted, changed: false });
+                rows.push(HeldRow { owner, progress, known, unwanted, changes: Vec::new() });
                 rows.len() - 1
             })
         };
@@ -99,7 +100,10 @@ impl GroupActor {
         let (release, released) = oneshot::channel();
         if !rows.is_empty() {
             self.operating = true;
-            ctx.wait(released.into_actor(self).map(|rows, actor: &mut Self, ctx| actor.concluded(rows.ok(), ctx)));
+            let holds: Vec<_> = rows.iter().map(|row| self.offsets.hold(row.owner.clone())).collect();
+            ctx.wait(released.into_actor(self).map(move |changes, actor: &mut Self, ctx| {
+                actor.concluded(&holds, changes.unwrap_or_default(), ctx);
+            }));
         }
         reply.send(Ok(Prepared { group: self.group.clone(), claims, rows, release }));
     }
@@ -111,15 +115,13 @@ impl GroupActor {
         }
     }
 
-    /// The rows are stored, or are not.
-    fn concluded(&mut self, rows: Option<Vec<HeldRow>>, ctx: &mut Context<Self>) {
+    /// The changes are stored; or there are none, because they are not.
+    fn concluded(&mut self, holds: &[u64], changes: Vec<Change>, ctx: &mut Context<Self>) {
         self.operating = false;
         // They were put off behind a failure before the transaction, and now it is their turn.
         self.repeat_failures(ctx);
         self.shared.probe(KIND, &self.name, "Concluded");
-        for row in rows.into_iter().flatten() {
-            self.offsets.adopt(row.owner, row.progress);
-        }
+        self.offsets.conclude(holds, changes);
     }
 
     fn check_claim(&self, claim: &Claim) -> Result<OffsetOwner> {
@@ -190,19 +192,24 @@ impl Prepared {
                 for range in ranges {
                     // Checked before.
                     let _ = row.progress.ack_range(range.clone());
+                    row.changes.push(Change::Done(row.owner.clone(), range.clone()));
                 }
             }
-            Claim::Position { to, .. } => row.progress.reset(*to),
+            Claim::Position { to, .. } => {
+                row.progress.reset(*to);
+                row.changes.push(Change::Reset(row.owner.clone(), *to));
+            }
         }
-        (row.known, row.changed) = (true, true);
+        row.known = true;
     }
 
     /// Adds the changed rows to a batch; what to tell the group once it is applied.
     pub(crate) fn finish(self, batch: &mut WriteBatch) -> Release {
-        let changed: Vec<HeldRow> = self.rows.into_iter().filter(|row| row.changed).collect();
-        for row in &changed {
+        let mut changes = Vec::new();
+        for row in self.rows.into_iter().filter(|row| !row.changes.is_empty()) {
             Offsets::put_of(&self.group, &row.owner, &row.progress, row.unwanted, batch);
+            changes.extend(row.changes);
         }
-        Release { changed, release: self.release }
+        Release { changes, release: self.release }
     }
 }

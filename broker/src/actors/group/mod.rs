@@ -126,6 +126,11 @@ impl Alarmed for GroupActor {
     }
 
     fn ring(&mut self, ctx: &mut Context<Self>) {
+        if self.operating {
+            // As with a drain, whose end sets the alarm again.
+            ctx.notify(Drain);
+            return;
+        }
         self.shared.probe(KIND, &self.name, "Deadline");
         let mut effects = Vec::new();
         self.membership.expire(self.shared.clock.now(), &mut effects);
@@ -140,6 +145,11 @@ impl Handler<Drain> for GroupActor {
     type Result = ();
 
     fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) {
+        if self.operating {
+            // Another wake-up can slip in between a handler and the write that it has the actor wait for.
+            ctx.notify(Drain);
+            return;
+        }
         for _ in 0..MAX_ACK_DRAIN {
             let Some(request) = self.inbox.pop() else { break };
             self.shared.probe(KIND, &self.name, request.name());

@@ -47,7 +47,9 @@ struct Hold {
     overwritten: bool,
 }
 
-enum Change {
+/// One step of an owner's progress.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
     Done(OffsetOwner, Range<QueueOffset>),
     Reset(OffsetOwner, QueueOffset),
 }
@@ -236,6 +238,32 @@ impl Offsets {
             }
         }
         self.replies.extend(hold.replies);
+    }
+
+    /// The outcome of a transaction's batch is known: with it these changes were stored. Holds of before a restart are
+    /// gone, and the changes have been read back.
+    pub(super) fn conclude(&mut self, holds: &[u64], changes: Vec<Change>) {
+        for change in changes {
+            let owner = change.owner();
+            let Some(hold) = self.held.get(owner).filter(|hold| holds.contains(&hold.number)) else { continue };
+            if hold.overwritten {
+                self.changed.insert(owner.clone());
+            }
+            let progress = self.progress.entry(owner.clone()).or_default();
+            match change {
+                // One beyond the window has expired or was reset by now.
+                Change::Done(_, range) => drop(progress.ack_range(range)),
+                Change::Reset(_, to) => progress.reset(to),
+            }
+        }
+        let replies = &mut self.replies;
+        self.held.retain(|_, hold| {
+            let ends = holds.contains(&hold.number);
+            if ends {
+                replies.append(&mut hold.replies);
+            }
+            !ends
+        });
     }
 
     /// Adds an acknowledgement to a batch that does more, such as storing the copy for a retry. It counts here only
