@@ -10,6 +10,7 @@ use crate::actors::application::{Outcome, Send, StoredRows, Submission};
 use crate::broker::{Keeper, unknown_topic};
 use crate::consumer::{Acknowledged, Delivery, PullConsumer};
 use crate::domain::application::View;
+use crate::domain::expiry::{end_of_life, stamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{
     MAX_APPLICATION_KEY_BYTES, MAX_APPLICATION_VALUE_BYTES, MAX_TRANSACTION_ATTEMPTS, MAX_TRANSACTION_BYTES,
@@ -174,8 +175,15 @@ impl ApplicationTransaction {
             self.flush = Flush::Durable;
         }
         let now = self.shared.clock.now();
-        let send = match message.delay_ref() {
-            Some(delay) => Send::Later(name, self.shared.due(delay, now), message.into_record(attributes, now)),
+        let due = message.delay_ref().map(|delay| self.shared.due(delay, now));
+        // Its time to live begins when it becomes visible.
+        let visible = due.map_or(now, |due| due.max(now));
+        let attributes = match end_of_life(visible, message.ttl_ref(), handle.rules().ttl) {
+            Some(end) => stamp(&attributes, end),
+            None => attributes,
+        };
+        let send = match due {
+            Some(due) => Send::Later(name, due, message.into_record(attributes, now)),
             None => {
                 let queue = handle.choose(message.sharding_key_ref()).key().clone();
                 Send::Now(queue, message.into_record(attributes, now))

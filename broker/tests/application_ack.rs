@@ -192,9 +192,6 @@ async fn beside_ordinary_acknowledgements_of_the_queue(store: Store) {
     for transaction in transactions {
         soon("a transaction", transaction).await.unwrap().unwrap();
     }
-    println!("{:?}", counted(&broker).await.iter().map(|(n,_)|*n).collect::<Vec<_>>());
-    println!("{:?}", broker.describe_group("group").await.unwrap());
-    println!("{:?}", consumer.next().now_or_never());
     assert_eq!(lag(&broker, "group").await, 0);
     drop(consumer);
     store.kill(broker).await;

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::handle::Landing;
 use super::round::{Claims, Refused};
 use super::{ApplicationActor, Outcome, Send, Stage, StoredRows, Submission};
+use crate::actors::expiry::Endings;
 use crate::actors::group::ClaimRefused;
 use crate::admission::Permit;
 use crate::broker::unknown_topic;
@@ -116,6 +117,8 @@ struct RoundWrite {
     /// Records in the batch.
     records: usize,
     timers: Vec<TimerKey>,
+    /// Of messages whose life ends.
+    endings: Endings,
     pledges: Vec<Pledged>,
     waiting: Vec<Waiting>,
 }
@@ -136,7 +139,7 @@ impl RoundWrite {
     fn new(now: Timestamp) -> Self {
         let batch = WriteBatch::new(now);
         let (timers, pledges, waiting) = (Vec::new(), Vec::new(), Vec::new());
-        Self { batch, flush: Flush::Buffered, records: 0, timers, pledges, waiting }
+        Self { batch, flush: Flush::Buffered, records: 0, timers, endings: Endings::default(), pledges, waiting }
     }
 
     fn add(&mut self, shared: &Shared, submission: Submission) {
@@ -158,7 +161,7 @@ impl RoundWrite {
     fn send(&mut self, shared: &Shared, send: Send) -> Sent {
         match send {
             Send::Now(queue, record) => {
-                self.batch.append_all(&queue, vec![record]);
+                self.endings.append_all(shared, &mut self.batch, &queue, vec![record]);
                 self.records += 1;
                 Sent::Now { queue, append: self.batch.append_operations() - 1, record: self.records - 1 }
             }
@@ -176,7 +179,7 @@ impl RoundWrite {
     /// nothing of that happens when it is refused; when it is as safe as it shall be, whoever waits is answered.
     fn hand_over(mut self, shared: &Arc<Shared>, claims: Claims, landing: Landing) {
         let releases = claims.finish(&mut self.batch);
-        let Self { batch, flush, timers, pledges, waiting, .. } = self;
+        let Self { batch, flush, timers, endings, pledges, waiting, .. } = self;
         let applied = move || {
             releases.into_iter().for_each(|release| release.applied());
             pledges.into_iter().for_each(Pledged::committed);
@@ -185,8 +188,12 @@ impl RoundWrite {
         let (shared, storage) = (Arc::clone(shared), shared.storage.clone());
         let done = move |result: WriteResult| {
             match &result {
-                Ok(_) if timers.is_empty() => {}
-                Ok(_) => shared.delay_handle().stored(timers),
+                Ok(_) => {
+                    endings.stored(&shared);
+                    if !timers.is_empty() {
+                        shared.delay_handle().stored(timers);
+                    }
+                }
                 Err(_) => shared.delayed.subtract(timers.len()),
             }
             for one in waiting {

@@ -122,6 +122,7 @@ impl GroupActor {
         self.repeat_failures(ctx);
         self.shared.probe(KIND, &self.name, "Concluded");
         self.offsets.conclude(holds, changes);
+        self.next_withdrawal(ctx);
     }
 
     fn check_claim(&self, claim: &Claim) -> Result<OffsetOwner> {

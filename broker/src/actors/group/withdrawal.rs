@@ -248,7 +248,7 @@ impl GroupActor {
     }
 
     /// The write of a withdrawal has an outcome.
-    pub(super) fn withdrawn(&mut self, withdrawn: Withdrawn, ctx: &Context<Self>) {
+    pub(super) fn withdrawn(&mut self, withdrawn: Withdrawn, ctx: &mut Context<Self>) {
         let Withdrawn { taken, holds, why, dropped, stored } = withdrawn;
         self.withdrawals.busy = false;
         holds.iter().for_each(|(owner, hold)| self.offsets.release(owner, *hold, None));
@@ -270,6 +270,7 @@ impl GroupActor {
                 let _ = inbox.push(GroupRequest::Withdraw(Withdrawal { messages, why, reply: None }), &me);
             });
         }
+        self.prepare_waiting(ctx);
         holds.iter().for_each(|(owner, _)| self.next_failures(owner, ctx));
         self.next_withdrawal(ctx);
     }
