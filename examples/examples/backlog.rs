@@ -133,7 +133,10 @@ async fn divert(broker: &Broker, names: &Names) -> Result<u64> {
     let stopwatch = Stopwatch::start();
     let report = broker.divert(&names.group, &names.topic, &names.spare, options).await?;
     let (queues, ms) = (broker.describe_topic(&names.spare)?.queues.len(), stopwatch.elapsed().as_millis());
-    println!("{} messages moved to {queues} queues of {} with {} writes in {ms} ms", report.moved, names.spare, report.slices);
+    println!(
+        "{} messages moved to {queues} queues of {} with {} writes in {ms} ms",
+        report.moved, names.spare, report.slices
+    );
     ensure!(report.lag == 0 && lag(broker, names).await? == 0, "something was left: {report:?}");
     Ok(report.moved)
 }

@@ -5,8 +5,9 @@
 //! storage, once every write handed over before has landed, and what was acknowledged but not yet handed over is
 //! applied again. Supervised like all actors.
 
-mod divert;
 mod commit;
+mod describe;
+mod divert;
 mod failure;
 mod handle;
 mod letters;
@@ -24,8 +25,8 @@ use std::sync::Arc;
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, WrapFuture};
 use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Timestamp, TopicName, WriteBatch};
 
-pub(crate) use divert::{DivertId, DivertRequest, Slice};
 pub(crate) use commit::{Claim, ClaimRefused, Prepared, Release};
+pub(crate) use divert::{DivertId, DivertRequest, Slice};
 pub(crate) use failure::Failure;
 use failure::Failures;
 pub(crate) use handle::GroupHandle;
@@ -491,18 +492,6 @@ impl GroupActor {
         }
         self.popping.forget(&queue);
         self.offsets.reset(&OffsetOwner { queue, member: None }, to, reply);
-    }
-
-    fn describe(&self) -> Result<GroupDescription> {
-        let describe = |joined: &Joined| MemberDescription {
-            member: joined.session.member.to_string(),
-            queues: joined.session.queues(),
-        };
-        let mut members: Vec<_> = self.sessions.values().map(describe).collect();
-        members.sort_by(|a, b| a.member.cmp(&b.member));
-        let (queues, in_flight) = (self.offsets.lags(&self.shared)?, self.popping.in_flight());
-        let (paused, expired) = (self.paused, self.withdrawals.dropped);
-        Ok(GroupDescription { members, queues, paused, in_flight, expired })
     }
 
     fn write_offsets(&mut self) {
