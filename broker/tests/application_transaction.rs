@@ -29,6 +29,7 @@ on_every_engine!(
     it_is_as_durable_as_its_safest_topic,
     delayed_messages_wait_for_their_time,
     it_outlives_the_process,
+    a_reader_never_sees_a_part,
 );
 
 async fn text(broker: &Broker, key: &str) -> Option<String> {
@@ -400,5 +401,51 @@ async fn it_outlives_the_process(store: Store) {
         found.sort();
         assert_eq!(found, expected, "{topic}");
     }
+    broker.shutdown().await.unwrap();
+}
+
+/// One topic is durable and the other is not, others send to both: whoever has read a message in one of them finds its
+/// other half.
+async fn a_reader_never_sees_a_part(store: Store) {
+    const TRANSACTIONS: usize = 150;
+    let broker = store.open().await;
+    broker.create_topic(TopicSpec::new("safe").queues(1).flush(Flush::Durable)).await.unwrap();
+    broker.create_topic(TopicSpec::new("quick").queues(1).flush(Flush::Buffered)).await.unwrap();
+    let others = broker.clone();
+    let reader = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut pulls = Vec::new();
+            for topic in ["safe", "quick"] {
+                let mut pull = others.pull_consumer(topic).await.unwrap();
+                pull.assign_topic(topic).await.unwrap();
+                pulls.push((pull, 0));
+            }
+            while pulls[0].1 < TRANSACTIONS {
+                for here in [0, 1, 0] {
+                    let before = pulls[1 - here].1;
+                    loop {
+                        let polled = pulls[here].0.poll(100, Duration::ZERO).await.unwrap();
+                        pulls[here].1 += polled.iter().filter(|message| message.tag() == Some("both")).count();
+                        if polled.is_empty() {
+                            break;
+                        }
+                    }
+                    assert!(pulls[here].1 >= before, "a part was seen without the other");
+                }
+                std::thread::yield_now();
+            }
+        });
+    });
+    let (safe, quick) = (broker.producer("safe").await.unwrap(), broker.producer("quick").await.unwrap());
+    for n in 0..TRANSACTIONS {
+        let both = |t: &mut ApplicationTransaction| {
+            t.send("safe", Message::new(n.to_string()).tag("both"))?;
+            t.send("quick", Message::new(n.to_string()).tag("both"))
+        };
+        let (done, ..) = tokio::join!(broker.transaction(both), safe.send("alone"), quick.send("alone"));
+        done.unwrap();
+    }
+    reader.join().unwrap();
     broker.shutdown().await.unwrap();
 }

@@ -8,6 +8,7 @@
 mod lane;
 mod maintenance;
 mod scan;
+mod span;
 mod sync;
 mod tail;
 mod write;

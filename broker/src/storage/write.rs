@@ -8,6 +8,7 @@ use cuemq_storage_api::{
     WriteOperation,
 };
 
+use super::span::Span;
 use super::tail::{QueueTail, Tails};
 use crate::error::SharedError;
 use crate::message::AckLevel;
@@ -57,6 +58,8 @@ pub(super) struct Part {
     operations: std::ops::Range<usize>,
     records: usize,
     tails: Vec<Arc<QueueTail>>,
+    /// Of a part that reaches several queues.
+    span: Option<Span>,
 }
 
 impl Part {
@@ -74,7 +77,21 @@ impl Part {
             self.tails.push(tail);
             last = Some(queue);
         }
+        self.span = tails.span(&self.tails);
         Ok(())
+    }
+
+    /// Tells the span where it begins in each queue.
+    fn placed(&mut self, appends: &[Appended]) {
+        if let Some(span) = &mut self.span {
+            let first_in = |tail: &Arc<QueueTail>| {
+                let mut appended = self.tails.iter().zip(appends);
+                let found = appended.find(|(own, _)| Arc::ptr_eq(own, tail));
+                found.map_or(0, |(_, append)| append.first.get())
+            };
+            let firsts = span.tails().iter().map(first_in).collect();
+            span.placed(firsts);
+        }
     }
 
     /// Tells that the batch is applied.
@@ -98,7 +115,7 @@ pub(super) fn merge(jobs: Vec<WriteJob>) -> (WriteBatch, Vec<Part>) {
         let first = merged.as_ref().map_or(0, |batch| batch.operations().len());
         let operations = first..first + job.batch.operations().len();
         let (flush, applied, done) = (job.flush, job.applied, job.done);
-        parts.push(Part { flush, applied, done, operations, records: 0, tails: Vec::new() });
+        parts.push(Part { flush, applied, done, operations, records: 0, tails: Vec::new(), span: None });
         match &mut merged {
             Some(batch) => {
                 batch.extend(job.batch);
@@ -113,9 +130,10 @@ pub(super) fn merge(jobs: Vec<WriteJob>) -> (WriteBatch, Vec<Part>) {
 pub(super) fn split(mut applied: Applied, parts: Vec<Part>) -> impl Iterator<Item = Landed> {
     // From the last part to the first, so that the shares are cut off the end; the first one's is what is left.
     let mut landed: Vec<Landed> = Vec::with_capacity(parts.len());
-    for part in parts.into_iter().rev() {
+    for mut part in parts.into_iter().rev() {
         let appends = split_off_end(&mut applied.appends, part.tails.len());
         let positions = split_off_end(&mut applied.positions, part.records);
+        part.placed(&appends);
         landed.push(Landed { part, appends, positions, mark: applied.mark });
     }
     landed.into_iter().rev()
@@ -144,7 +162,24 @@ impl Landed {
     }
 
     /// Shows the records to consumers, then answers.
-    pub(super) fn acknowledge(self, level: AckLevel) {
+    pub(super) fn acknowledge(mut self, level: AckLevel) {
+        if let Some(span) = self.part.span.take() {
+            let end_in = |tail: &Arc<QueueTail>| {
+                let appended = self.part.tails.iter().zip(&self.appends).rev();
+                let last = { appended }.find(|(own, _)| Arc::ptr_eq(own, tail));
+                last.map_or(0, |(_, append)| append.first.get() + u64::from(append.count))
+            };
+            let ends = span.tails().iter().map(end_in).collect();
+            // All at once.
+            span.acknowledged(ends);
+        } else {
+            self.show();
+        }
+        let stored = Stored { appends: self.appends, positions: self.positions, level };
+        (self.part.done)(Ok(stored));
+    }
+
+    fn show(&self) {
         let mut appended = self.part.tails.iter().zip(&self.appends).peekable();
         while let Some((tail, append)) = appended.next() {
             // Of appends to one queue the last one tells how far it reaches: one wake-up for all of them.
@@ -152,8 +187,6 @@ impl Landed {
                 tail.advance(QueueOffset::new(append.first.get() + u64::from(append.count)));
             }
         }
-        let stored = Stored { appends: self.appends, positions: self.positions, level };
-        (self.part.done)(Ok(stored));
     }
 
     /// The sync failed: the bytes may or may not be there.
