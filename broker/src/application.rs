@@ -185,7 +185,8 @@ impl ApplicationTransaction {
         let send = match due {
             Some(due) => Send::Later(name, due, message.into_record(attributes, now)),
             None => {
-                let queue = handle.choose(message.sharding_key_ref()).key().clone();
+                // Chosen anew at the commit, if the topic's queues have changed by then.
+                let queue = handle.routes().choose(message.sharding_key_ref()).key().clone();
                 Send::Now(queue, message.into_record(attributes, now))
             }
         };

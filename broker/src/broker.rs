@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use crate::actors::delay::DelayHandle;
 use crate::actors::gateway::GatewayActor;
 use crate::actors::group::{GroupDescription, GroupHandle, GroupRequest};
+use crate::actors::queue_change::SetQueues;
 use crate::actors::root::{CreateTopic, DeleteTopic, EnsureGroup, RootActor};
 use crate::actors::topic::TopicHandle;
 use crate::application::{ApplicationTransaction, Committed};
@@ -53,7 +54,9 @@ pub struct TopicDescription {
     pub name: String,
     /// When sends to it are acknowledged.
     pub flush: Flush,
-    /// Its queues.
+    /// How many of its queues are written to: the first ones. The others are read until they are empty.
+    pub written_queues: u32,
+    /// Its queues that can be read.
     pub queues: Vec<QueueDescription>,
 }
 
@@ -172,13 +175,35 @@ impl Broker {
     }
 
     fn describe(&self, handle: &TopicHandle) -> Result<TopicDescription> {
-        let describe = |queue: &crate::actors::queue::QueueHandle| {
+        let layout = handle.layout();
+        let describe = |queue: &Arc<crate::actors::queue::QueueHandle>| {
             let min = self.shared().storage.engine().bounds(queue.key())?.start;
             let end = queue.tail().visible().max(min);
             Ok(QueueDescription { queue: queue.key().clone(), min, end, waiting: queue.waiting() })
         };
-        let queues = handle.queues().iter().map(describe).collect::<Result<_>>()?;
-        Ok(TopicDescription { name: handle.name().to_string(), flush: handle.flush(), queues })
+        let queues = layout.queues.iter().map(describe).collect::<Result<_>>()?;
+        let written_queues = layout.written.get();
+        Ok(TopicDescription { name: handle.name().to_string(), flush: handle.flush(), written_queues, queues })
+    }
+
+    /// Changes how many queues of a topic are written to, up or down, while it is in use. Nothing is lost. Messages
+    /// with a sharding key may go to another queue from then on; ordered consumers read nothing that was sent after the
+    /// change before their group has consumed everything that was sent before it, so each key keeps its order. Queues
+    /// beyond the new number stay readable. Senders wait until the change is stored.
+    ///
+    /// At most 16 changes are remembered per topic: of those from before which messages are stored, the oldest is
+    /// forgotten when every group has passed it.
+    ///
+    /// # Errors
+    /// `UnknownTopic`; `Invalid` names a bad number, or a topic with a length limit; `Full` names the group that has to pass the oldest change first.
+    /// `NotStored` and others mean that the topic is as it was, and what was sent meanwhile is refused; `Unknown` that
+    /// the broker has failed, and finds out when it is reopened.
+    pub async fn set_queues(&self, topic: &str, queues: u32) -> Result<TopicDescription> {
+        self.shared().check_running()?;
+        let name = TopicName::new(topic)?;
+        let handle =
+            self.keeper.root.send(SetQueues { name, queues }).await.map_err(lost("the change of queues"))??;
+        self.describe(&handle)
     }
 
     /// Deletes a topic with its messages. Members of groups lose its queues. Made again under the same name, its

@@ -25,6 +25,8 @@ pub const MAX_ERROR_BYTES: usize = 1 << 10;
 pub const MAX_BATCH_MESSAGES: usize = 16_384;
 /// Most queues of one topic.
 pub const MAX_QUEUES_PER_TOPIC: u32 = 1024;
+/// Most changes of a topic's number of queues that are remembered, because messages from before them are stored.
+pub const MAX_QUEUE_CHANGES: usize = 16;
 /// Most topics of one broker.
 pub const MAX_TOPICS: usize = 10_000;
 /// Most consumer groups of one broker.

@@ -6,16 +6,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use cuemq_storage_api::{Attributes, QueueId, Record, Timestamp};
+use cuemq_storage_api::{Attributes, QueueId, QueueKey, Record, Timestamp};
 use tokio::sync::oneshot;
 
 use crate::actors::delay::{DelayRequest, RecurRequest};
 use crate::actors::queue::{QueueHandle, Ticket};
-use crate::actors::topic::{SpanRequest, TopicHandle};
+use crate::actors::topic::{Routes, SpanRequest, TopicHandle};
 use crate::admission::Taken;
 use crate::broker::Keeper;
 use crate::domain::expiry::{end_of_life, stamp};
 use crate::domain::recurrence::Recurrence;
+use crate::domain::routing::QueueCount;
 use crate::error::{Error, ErrorKind, Rejected, Result};
 use crate::message::{Delay, Message, Receipt};
 use crate::recurring::RecurrenceId;
@@ -23,6 +24,13 @@ use crate::scheduled::{self, Recalled, Rescheduled, ScheduledId};
 
 /// Chooses the queue of a message: gets the message and the number of queues, returns a queue number.
 type Selector = Arc<dyn Fn(&Message, u32) -> u32 + Send + Sync>;
+
+/// What a selector chose, and among how many queues: another number asks it again.
+#[derive(Clone, Copy)]
+struct Selected {
+    among: QueueCount,
+    queue: QueueId,
+}
 
 /// Sends to one topic, from any thread and any async runtime. Cheap to clone.
 ///
@@ -84,11 +92,11 @@ impl Producer {
         let admitted = shared.check_running().and_then(|()| {
             let attributes = message.checked_attributes(shared.settings.max_body_bytes)?;
             let taken = shared.admission.try_take(1, message.payload_bytes())?;
-            let chosen = self.selector.as_ref().map(|select| self.selected(select, &message)).transpose()?;
-            Ok((attributes, taken, chosen))
+            let selected = self.select(&message)?;
+            Ok((attributes, taken, selected))
         });
         match admitted {
-            Ok((attributes, taken, chosen)) => Ok(self.hand_over_to(chosen, message, attributes, taken)),
+            Ok((attributes, taken, selected)) => Ok(self.hand_over_to(selected, message, attributes, taken)),
             Err(error) => Err(Rejected { error, message: Box::new(message) }),
         }
     }
@@ -134,19 +142,16 @@ impl Producer {
         let taken = shared.admit(messages.len(), bytes).await?;
         // Without keys and without a selector the whole batch takes its turn as one.
         let free = self.selector.is_none() && messages.iter().all(|m| m.sharding_key_ref().is_none());
-        let mut ticket = if free {
+        let sent = if free {
             let records = self.batch_records(messages)?;
-            self.topic.choose(None).send_batch(shared, records, bytes, taken)
+            Sent::Together(self.topic.routes().choose(None).send_batch(shared, records, bytes, taken))
         } else {
-            let chosen: Vec<&QueueHandle> = messages.iter().map(|m| self.queue_of(m)).collect::<Result<_>>()?;
-            let records = self.batch_records(messages)?;
-            if chosen.iter().any(|queue| queue.key() != chosen[0].key()) {
-                return self.send_across(&chosen, records, taken).await;
-            }
-            // One queue: its own actor keeps the order with the sends before and after.
-            chosen[0].send_batch(shared, records, bytes, taken)
+            self.hand_over_batch(messages, bytes, taken)?
         };
-        poll_fn(|cx| ticket.poll_receipts(cx)).await
+        match sent {
+            Sent::Together(mut ticket) => poll_fn(|cx| ticket.poll_receipts(cx)).await,
+            Sent::Across(receipts) => receipts.await.unwrap_or_else(|_| Err(Error::lost("the batch"))),
+        }
     }
 
     /// Takes a delayed message back; see [`Broker::recall`](crate::Broker::recall). Any producer of the broker can.
@@ -187,11 +192,11 @@ impl Producer {
             Error::new(ErrorKind::Invalid, text)
         })?;
         let attributes = self.with_end(&message, attributes, || due);
-        let chosen = self.selector.as_ref().map(|select| self.selected(select, &message)).transpose()?;
+        let selected = self.select(&message)?;
         let (reply, answer) = oneshot::channel();
         self.keeper.delay().recur(RecurRequest {
             topic: self.topic.name().clone(),
-            queue: chosen.map(|queue| queue.key().queue),
+            queue: selected.map(|selected| selected.queue),
             recurrence: recurrence.clone(),
             due,
             record: message.into_record(attributes, now),
@@ -218,46 +223,77 @@ impl Producer {
         Ok(records)
     }
 
-    async fn send_across(
-        &self,
-        queues: &[&QueueHandle],
-        records: Vec<Record>,
-        taken: Taken<'_>,
-    ) -> Result<Vec<Receipt>> {
-        let records = queues.iter().map(|queue| queue.key().clone()).zip(records).collect();
+    /// Chooses each message's queue and hands all of them over while that holds.
+    fn hand_over_batch(&self, messages: Vec<Message>, bytes: usize, taken: Taken<'_>) -> Result<Sent> {
+        let shared = self.keeper.shared();
+        let (routes, selected) = match &self.selector {
+            None => (self.topic.routes(), None),
+            // The selector is the program's: it runs while nothing is held.
+            Some(select) => loop {
+                let among = self.topic.written();
+                let all = messages.iter().map(|message| self.selected(select, message, among));
+                let all = all.collect::<Result<Vec<_>>>()?;
+                let routes = self.topic.routes();
+                if routes.written() == among {
+                    break (routes, Some(all));
+                }
+            },
+        };
+        let choose = |(at, message): (usize, &Message)| {
+            let selected = selected.as_ref().and_then(|selected| routes.queue(selected[at].queue));
+            selected.unwrap_or_else(|| routes.choose(message.sharding_key_ref()))
+        };
+        let chosen: Vec<&QueueHandle> = messages.iter().enumerate().map(choose).collect();
+        let records = self.batch_records(messages)?;
+        if chosen.iter().all(|queue| queue.key() == chosen[0].key()) {
+            // One queue: its own actor keeps the order with the sends before and after.
+            return Ok(Sent::Together(chosen[0].send_batch(shared, records, bytes, taken)));
+        }
+        let queues: Vec<QueueKey> = chosen.iter().map(|queue| queue.key().clone()).collect();
         let (reply, receipts) = oneshot::channel();
-        self.topic.append_across(self.keeper.shared(), SpanRequest { records, reply, permit: taken.keep() });
-        receipts.await.unwrap_or_else(|_| Err(Error::lost("the batch")))
+        let records = queues.into_iter().zip(records).collect();
+        self.topic.append_across(shared, SpanRequest { records, reply, permit: taken.keep() });
+        Ok(Sent::Across(receipts))
     }
 
     /// The queue that the selector chooses.
-    fn selected(&self, select: &Selector, message: &Message) -> Result<&QueueHandle> {
-        let queues = self.topic.queue_count().get();
+    fn selected(&self, select: &Selector, message: &Message, among: QueueCount) -> Result<Selected> {
+        let queues = among.get();
         let chosen = select(message, queues);
-        let id = QueueId::new(chosen).ok().filter(|id| self.topic.queue_count().contains(*id));
-        let id = id.ok_or_else(|| {
+        let queue = QueueId::new(chosen).ok().filter(|id| among.contains(*id));
+        let queue = queue.ok_or_else(|| {
             let text = format!("the selector chose queue {chosen} of {queues}: return 0 to {}", queues - 1);
             Error::new(ErrorKind::Invalid, text)
         })?;
-        self.topic.queue(id)
+        Ok(Selected { among, queue })
     }
 
-    fn queue_of(&self, message: &Message) -> Result<&QueueHandle> {
-        match &self.selector {
-            Some(select) => self.selected(select, message),
-            None => Ok(self.topic.choose(message.sharding_key_ref())),
+    /// What the selector chooses among the queues of now, if there is one.
+    fn select(&self, message: &Message) -> Result<Option<Selected>> {
+        self.selector.as_ref().map(|select| self.selected(select, message, self.topic.written())).transpose()
+    }
+
+    /// The queues to choose from, among which `selected` was chosen.
+    fn routes(&self, message: &Message, selected: &mut Option<Selected>) -> Result<Routes<'_>> {
+        loop {
+            let routes = self.topic.routes();
+            if selected.is_none_or(|selected| selected.among == routes.written()) {
+                return Ok(routes);
+            }
+            drop(routes);
+            *selected = self.select(message)?;
         }
     }
 
     fn hand_over(&self, message: Message, attributes: Attributes, taken: Taken<'_>) -> Result<PendingReceipt> {
-        let chosen = self.selector.as_ref().map(|select| self.selected(select, &message)).transpose()?;
-        Ok(self.hand_over_to(chosen, message, attributes, taken))
+        let selected = self.select(&message)?;
+        Ok(self.hand_over_to(selected, message, attributes, taken))
     }
 
-    /// Hands a message over; from here on it lands. `chosen` is the queue that a selector chose.
+    /// Hands a message over; from here on it lands. `selected` is what a selector chose.
     fn hand_over_to(
         &self,
-        chosen: Option<&QueueHandle>,
+        mut selected: Option<Selected>,
         message: Message,
         attributes: Attributes,
         taken: Taken<'_>,
@@ -272,7 +308,7 @@ impl Producer {
             // A selector has chosen, because it needs the message; the others choose when the message is due.
             let request = DelayRequest {
                 topic: self.topic.name().clone(),
-                queue: chosen.map(|queue| queue.key().queue),
+                queue: selected.map(|selected| selected.queue),
                 due,
                 record: message.into_record(attributes, now),
                 flush: self.topic.flush(),
@@ -282,8 +318,13 @@ impl Producer {
             self.keeper.delay().schedule(request);
             return PendingReceipt(Pending::Delayed(receipt));
         }
-        let queue = chosen.unwrap_or_else(|| self.topic.choose(message.sharding_key_ref()));
         let attributes = self.with_end(&message, attributes, || clock.now());
+        let routes = match self.routes(&message, &mut selected) {
+            Ok(routes) => routes,
+            Err(error) => return PendingReceipt(Pending::Stored(Ticket::refused(error))),
+        };
+        let selected = selected.and_then(|selected| routes.queue(selected.queue));
+        let queue = selected.unwrap_or_else(|| routes.choose(message.sharding_key_ref()));
         // The queue sets when it was born: one look at the clock for all that wait.
         let record = message.into_record(attributes, Timestamp::MIN);
         PendingReceipt(Pending::Stored(queue.send(self.keeper.shared(), record, taken)))
@@ -301,6 +342,12 @@ impl Producer {
     fn due(&self, delay: Delay, now: Timestamp) -> Timestamp {
         self.keeper.shared().due(delay, now)
     }
+}
+
+/// A batch on its way.
+enum Sent {
+    Together(Ticket),
+    Across(oneshot::Receiver<Result<Vec<Receipt>>>),
 }
 
 /// A receipt that comes later. Dropping it does not take the message back.

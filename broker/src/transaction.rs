@@ -150,7 +150,7 @@ impl TransactionProducer {
         }
         let attributes = message.checked_attributes(shared.settings.max_body_bytes)?;
         let permit = shared.admit(1, message.payload_bytes()).await?.keep();
-        let queue = self.topic.choose(message.sharding_key_ref()).key().clone();
+        let queue = self.topic.routes().choose(message.sharding_key_ref()).key().clone();
         let ttl = message.ttl_ref();
         let record = message.into_record(attributes, shared.clock.now());
         let handle = shared.transaction_handle();

@@ -22,7 +22,7 @@ use cuemq::{Broker, BrokerState, Decision, ErrorKind, HalfMessage, Message, Publ
 use scenario::{Poison, play};
 
 /// Every message and every timer of every kind of actor.
-const POINTS: [(&str, &str); 52] = [
+const POINTS: [(&str, &str); 54] = [
     ("application", "Landed"),
     ("application", "Prepared"),
     ("application", "Submit"),
@@ -45,6 +45,7 @@ const POINTS: [(&str, &str); 52] = [
     ("group", "Describe"),
     ("group", "Fail"),
     ("group", "Failed"),
+    ("group", "Hold"),
     ("group", "Join"),
     ("group", "Leave"),
     ("group", "Letters"),
@@ -68,6 +69,7 @@ const POINTS: [(&str, &str); 52] = [
     ("root", "CreateTopic"),
     ("root", "DeleteTopic"),
     ("root", "EnsureGroup"),
+    ("root", "SetQueues"),
     ("topic", "AppendAcross"),
     ("transaction", "Alarm"),
     ("transaction", "Begin"),

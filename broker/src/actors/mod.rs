@@ -16,6 +16,7 @@ pub(crate) mod gateway;
 pub(crate) mod group;
 pub(crate) mod mailbox;
 pub(crate) mod queue;
+pub(crate) mod queue_change;
 pub(crate) mod room;
 pub(crate) mod root;
 pub(crate) mod supervisor;

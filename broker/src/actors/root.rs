@@ -10,6 +10,7 @@ use cuemq_storage_api::{GroupName, TopicName, WriteBatch};
 
 use super::delay::undeliverable;
 use super::group::{GroupHandle, GroupRequest};
+use super::queue_change::read_changes;
 use super::supervisor::{Identity, fail_start};
 use super::topic::TopicHandle;
 use super::transaction::given_up_topic;
@@ -26,6 +27,7 @@ use crate::shared::Shared;
 use crate::storage::scan_rows;
 use crate::tables::audit::AuditRow;
 use crate::tables::group::{self, GroupRow};
+use crate::tables::queue_change;
 use crate::tables::topic::{self, TopicRow};
 
 pub(crate) const KIND: &str = "root";
@@ -77,6 +79,10 @@ impl RootActor {
         shared.supervision.start(shared.arbiters.control(), identity, make, || {})
     }
 
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Starts what storage has and the registry lacks.
     fn restore(&self) -> Result<()> {
         let engine = self.shared.storage.engine();
@@ -109,7 +115,10 @@ impl RootActor {
             Some(false) => Flush::Buffered,
             None => self.shared.settings.flush,
         };
-        let handle = Arc::new(TopicHandle::new(&self.shared, name.clone(), row.queues, flush, row.rules)?);
+        let changes =
+            read_changes(&**self.shared.storage.engine(), &name)?.into_iter().map(|(_, change)| change).collect();
+        let counts = (row.queues, row.read_queues);
+        let handle = Arc::new(TopicHandle::new(&self.shared, name.clone(), counts, changes, flush, row.rules)?);
         self.shared.topics.insert(name.clone(), Arc::clone(&handle));
         for (_, group) in self.shared.groups.all() {
             group.post(GroupRequest::TopicChanged { topic: name.clone() });
@@ -133,7 +142,7 @@ impl RootActor {
         batch: &mut WriteBatch,
     ) -> TopicRow {
         let durable_ack = flush.map(|flush| flush == Flush::Durable);
-        let row = TopicRow { queues, durable_ack, rules, created_at: batch.stored_at() };
+        let row = TopicRow { queues, read_queues: queues, durable_ack, rules, created_at: batch.stored_at() };
         if self.shared.topics.get(name).is_none() {
             batch.put(&topic::TABLE, topic::key(name), row.encode());
         }
@@ -287,6 +296,9 @@ impl Handler<DeleteTopic> for RootActor {
             storage.landed().await;
             let mut batch = WriteBatch::new(now);
             batch.delete(&topic::TABLE, topic::key(&m.name));
+            for (number, _) in read_changes(&**storage.engine(), &m.name)? {
+                batch.delete(&queue_change::TABLE, queue_change::key(&m.name, number));
+            }
             for queue in handle.queues() {
                 let end = storage.engine().bounds(queue.key())?.end;
                 batch.trim(queue.key(), end);

@@ -11,6 +11,7 @@ pub(crate) mod diverted_copy;
 pub(crate) mod expiry;
 pub(crate) mod failed_copy;
 pub(crate) mod failure;
+pub(crate) mod fence;
 pub(crate) mod filter;
 pub(crate) mod key_order;
 pub(crate) mod length;

@@ -81,14 +81,6 @@ impl RoundRobin {
         self.next = chosen + 1;
         queue_id(chosen)
     }
-
-    /// The queue of the sharding key if there is one, else the next in turn.
-    pub(crate) fn route(&mut self, sharding_key: Option<&str>, queues: QueueCount) -> QueueId {
-        match sharding_key {
-            Some(key) => by_sharding_key(key, queues),
-            None => self.choose(queues),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -158,10 +150,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_key_always_finds_the_same_existing_queue(key in ".{0,40}", n in 1u32..5000) {
-            let mut robin = RoundRobin::default();
-            let first = robin.route(Some(&key), count(n));
-            robin.choose(count(n));
-            prop_assert_eq!(robin.route(Some(&key), count(n)), first);
+            let first = by_sharding_key(&key, count(n));
+            prop_assert_eq!(by_sharding_key(&key, count(n)), first);
             prop_assert!(count(n).contains(first));
         }
     }

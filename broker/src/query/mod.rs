@@ -229,9 +229,9 @@ impl Broker {
 
 /// The queues of a topic, or one of them, with the end of what may be seen.
 fn visible_ends(topic: &TopicHandle, queue: Option<u32>) -> Result<Vec<(QueueKey, QueueOffset)>> {
-    let end = |queue: &crate::actors::queue::QueueHandle| (queue.key().clone(), queue.tail().visible());
+    let end = |queue: &std::sync::Arc<crate::actors::queue::QueueHandle>| (queue.key().clone(), queue.tail().visible());
     match queue {
-        Some(id) => Ok(vec![end(topic.queue(QueueId::new(id)?)?)]),
+        Some(id) => Ok(vec![end(&topic.queue(QueueId::new(id)?)?)]),
         None => Ok(topic.queues().iter().map(end).collect()),
     }
 }

@@ -7,6 +7,7 @@
 
 mod lane;
 mod maintenance;
+mod passage;
 mod scan;
 mod span;
 mod sync;
@@ -19,9 +20,10 @@ use std::sync::Arc;
 
 use cuemq_storage_api::{Capabilities, Engine, QueueKey, Result, StorageError, Timestamp, WriteBatch};
 
+pub(crate) use passage::Passage;
 pub(crate) use scan::scan_rows;
 pub(crate) use tail::{QueueTail, Signal};
-pub(crate) use write::{Stored, WriteJob, WriteResult};
+pub(crate) use write::{Done, Stored, WriteJob, WriteResult};
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, SharedError};
@@ -29,6 +31,7 @@ use crate::settings::Flush;
 use crate::state::StateCell;
 use lane::Lane;
 use maintenance::MaintenanceThread;
+use passage::Way;
 use sync::SyncThread;
 use tail::Tails;
 use write::Landed;
@@ -47,6 +50,7 @@ struct Inner {
     sync: SyncThread,
     maintenance: MaintenanceThread,
     lane: Option<Lane>,
+    way: Way,
 }
 
 impl StorageHandle {
@@ -55,7 +59,16 @@ impl StorageHandle {
         let sync = SyncThread::start(Arc::clone(&engine), state.clone())?;
         let maintenance = MaintenanceThread::start(Arc::clone(&engine), clock, state.clone())?;
         let lane = if capabilities.apply_may_stall { Some(Lane::new()) } else { None };
-        let inner = Inner { engine, capabilities, tails: Tails::default(), state, sync, maintenance, lane };
+        let inner = Inner {
+            engine,
+            capabilities,
+            tails: Tails::default(),
+            state,
+            sync,
+            maintenance,
+            lane,
+            way: Way::default(),
+        };
         let handle = Self { inner: Arc::new(inner) };
         if let Some(lane) = &handle.inner.lane {
             lane.start(Arc::downgrade(&handle.inner))?;
@@ -79,22 +92,10 @@ impl StorageHandle {
 
     /// Writes a batch and calls `done` exactly once: on this thread, the lane's or the sync thread.
     pub(crate) fn write(&self, batch: WriteBatch, flush: Flush, done: impl FnOnce(WriteResult) + Send + 'static) {
-        self.hand_over(WriteJob { batch, flush, applied: None, done: Box::new(done) });
+        self.submit(WriteJob { batch, flush, applied: None, done: Box::new(done) });
     }
 
-    /// As [`write`](Self::write), and calls `applied` as soon as reads find the batch: a durable one is acknowledged
-    /// only after the next sync. A batch that is refused drops `applied` before it calls `done`.
-    pub(crate) fn write_in_steps(
-        &self,
-        batch: WriteBatch,
-        flush: Flush,
-        applied: impl FnOnce() + Send + 'static,
-        done: impl FnOnce(WriteResult) + Send + 'static,
-    ) {
-        self.hand_over(WriteJob { batch, flush, applied: Some(Box::new(applied)), done: Box::new(done) });
-    }
-
-    fn hand_over(&self, mut job: WriteJob) {
+    fn submit(&self, mut job: WriteJob) {
         if job.flush == Flush::Durable {
             job.batch.expect_sync();
         }

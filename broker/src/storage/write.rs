@@ -25,7 +25,7 @@ pub(crate) struct Stored {
 }
 
 pub(crate) type WriteResult = std::result::Result<Stored, SharedError>;
-type Done = Box<dyn FnOnce(WriteResult) + Send>;
+pub(crate) type Done = Box<dyn FnOnce(WriteResult) + Send>;
 pub(super) type OnApplied = Box<dyn FnOnce() + Send>;
 
 /// A batch with whoever waits for its outcome.

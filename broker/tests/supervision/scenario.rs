@@ -174,6 +174,7 @@ pub(crate) async fn play(store: &Store, poison: &Poison) {
     expire(&walk).await;
     overflow(&walk).await;
     transact(store, &mut walk).await;
+    walk.again(async || broker.set_queues("doomed", 9).await).await;
     walk.again(async || broker.delete_topic("doomed").await).await;
     drop(first);
     let mut last = walk.join("z last").await;

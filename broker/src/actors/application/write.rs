@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cuemq_storage_api::{QueueId, QueueKey, Timestamp, TopicName, WriteBatch};
+use cuemq_storage_api::{QueueId, QueueKey, Record, Timestamp, TopicName, WriteBatch};
 use tokio::sync::oneshot;
 
 use super::handle::Landing;
@@ -16,12 +16,11 @@ use crate::consumer::Pledged;
 use crate::domain::application::Round;
 use crate::domain::delay::TimerKey;
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::MAX_DELAYED_MESSAGES;
 use crate::message::{AckLevel, MessageId, Receipt};
 use crate::scheduled::ScheduledId;
 use crate::settings::Flush;
 use crate::shared::Shared;
-use crate::storage::{Stored, WriteResult};
+use crate::storage::{Passage, Stored, WriteResult};
 use crate::tables::delay::{self, DelayOrigin, DelayRow};
 
 impl ApplicationActor {
@@ -30,6 +29,9 @@ impl ApplicationActor {
         let Stage::Preparing(preparing) = std::mem::replace(&mut self.stage, Stage::Writing) else { return };
         let Some(me) = self.me.clone() else { return };
         let landing = Landing { to: me, round: self.round };
+        // From here to the write no topic's queues change.
+        let storage = self.shared.storage.clone();
+        let passage = storage.passage();
         let (submissions, mut claims) = preparing.into_parts();
         let (mut round, mut write) = (Round::default(), RoundWrite::new(self.shared.clock.now()));
         for (number, submission) in submissions.into_iter().enumerate() {
@@ -46,7 +48,7 @@ impl ApplicationActor {
         }
         // With nobody to answer, the claims and the landing are dropped: the groups go on, and the next round begins.
         if !write.waiting.is_empty() {
-            write.hand_over(&self.shared, claims, landing);
+            write.hand_over(&self.shared, claims, landing, &passage);
         }
     }
 
@@ -63,8 +65,9 @@ impl ApplicationActor {
         let checked = submission.check_sends(&self.shared).and_then(|()| {
             let admitted = round.admit(&rows, &submission.view, submission.only_look)?;
             let later = submission.sends.iter().filter(|send| matches!(send, Send::Later(..))).count();
-            if admitted && !self.shared.delayed.add_within(later, MAX_DELAYED_MESSAGES) {
-                let text = format!("{MAX_DELAYED_MESSAGES} delayed messages wait: send these when some are due");
+            let most = self.shared.settings.max_delayed_messages;
+            if admitted && !self.shared.delayed.add_within(later, most) {
+                let text = format!("{most} delayed messages wait: send these when some are due");
                 return Err(Error::new(ErrorKind::Full, text));
             }
             Ok(admitted)
@@ -161,6 +164,7 @@ impl RoundWrite {
     fn send(&mut self, shared: &Shared, send: Send) -> Sent {
         match send {
             Send::Now(queue, record) => {
+                let queue = queue_now(shared, queue, &record);
                 self.endings.append_all(shared, &mut self.batch, &queue, vec![record]);
                 self.records += 1;
                 Sent::Now { queue, append: self.batch.append_operations() - 1, record: self.records - 1 }
@@ -177,7 +181,7 @@ impl RoundWrite {
 
     /// Writes, with the groups' rows. When it is applied the groups hear of it and the deliveries are settled, and
     /// nothing of that happens when it is refused; when it is as safe as it shall be, whoever waits is answered.
-    fn hand_over(mut self, shared: &Arc<Shared>, claims: Claims, landing: Landing) {
+    fn hand_over(mut self, shared: &Arc<Shared>, claims: Claims, landing: Landing, passage: &Passage<'_>) {
         let releases = claims.finish(&mut self.batch);
         let Self { batch, flush, timers, endings, pledges, waiting, .. } = self;
         let applied = move || {
@@ -185,7 +189,7 @@ impl RoundWrite {
             pledges.into_iter().for_each(Pledged::committed);
             drop(landing);
         };
-        let (shared, storage) = (Arc::clone(shared), shared.storage.clone());
+        let shared = Arc::clone(shared);
         let done = move |result: WriteResult| {
             match &result {
                 Ok(_) => {
@@ -204,8 +208,18 @@ impl RoundWrite {
                 let _ = one.reply.send(outcome);
             }
         };
-        storage.write_in_steps(batch, flush, applied, done);
+        passage.write_in_steps(batch, flush, applied, done);
     }
+}
+
+/// Where a message goes whose transaction chose a queue when it ran: the topic's queues may have changed since.
+fn queue_now(shared: &Shared, chosen: QueueKey, record: &Record) -> QueueKey {
+    let Some(topic) = shared.topics.get(&chosen.topic) else { return chosen };
+    let (routes, key) = (topic.routes(), record.attributes.sharding_key());
+    if key.is_none() && routes.written().contains(chosen.queue) {
+        return chosen;
+    }
+    routes.choose(key).key().clone()
 }
 
 impl Waiting {

@@ -38,8 +38,9 @@ async fn fire_one(shared: &Arc<Shared>, timer: TimerKey) -> Result<bool> {
     let Some(row) = shared.storage.engine().get(&table::TABLE, &key)? else { return Ok(true) };
     let row = DelayRow::decode(&row)?;
     let Some(topic) = shared.topics.get(&row.topic) else { return Ok(false) };
+    // The number of queues with a limit stays, so what is chosen now holds.
     let chosen = row.queue.and_then(|id| topic.queue(id).ok());
-    let chosen = chosen.unwrap_or_else(|| topic.choose(row.record.attributes.sharding_key()));
+    let chosen = chosen.map_or_else(|| topic.next_queue(row.record.attributes.sharding_key()), Ok)?;
     let Some(limited) = chosen.limited() else { return Ok(false) };
     let size = Size::of([&row.record]);
     let (mut batch, mut endings) = (WriteBatch::new(shared.clock.now()), Endings::default());

@@ -265,6 +265,8 @@ impl DelayActor {
     /// back.
     fn fire(&mut self, due: Vec<TimerKey>) -> Result<Vec<TimerKey>> {
         let mut limited = Vec::new();
+        let storage = self.shared.storage.clone();
+        let passage = storage.passage();
         let (mut batch, mut endings) = (WriteBatch::new(self.shared.clock.now()), Endings::default());
         let (mut fired, mut flush, mut bytes) = (Vec::new(), Flush::Buffered, 0);
         // The next times of those that recur.
@@ -304,7 +306,7 @@ impl DelayActor {
         self.firing.extend(&fired);
         let counted = fired.iter().filter(|timer| self.is_counted(**timer)).count();
         let (me, shared) = (self.me.clone(), Arc::clone(&self.shared));
-        self.shared.storage.write(batch, flush, move |result| {
+        passage.write(batch, flush, move |result| {
             me.iter().for_each(|delay| delay.fired(fired.clone()));
             match result {
                 Ok(_) => {
@@ -328,8 +330,9 @@ impl DelayActor {
     fn target(&self, row: &DelayRow) -> (QueueKey, Flush) {
         match self.shared.topics.get(&row.topic) {
             Some(topic) => {
-                let chosen = row.queue.and_then(|id| topic.queue(id).ok());
-                let chosen = chosen.unwrap_or_else(|| topic.choose(row.record.attributes.sharding_key()));
+                let routes = topic.routes();
+                let chosen = row.queue.and_then(|id| routes.queue(id));
+                let chosen = chosen.unwrap_or_else(|| routes.choose(row.record.attributes.sharding_key()));
                 (chosen.key().clone(), topic.flush())
             }
             None => {

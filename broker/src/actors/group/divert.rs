@@ -153,6 +153,9 @@ impl GroupActor {
 
     fn slice(&mut self, id: DivertId, most: usize, until_lag: u64, reply: Answer<Slice>, ctx: &mut Context<Self>) {
         self.write_offsets();
+        // Queues are chosen and written to while they stay what they are.
+        let storage = self.shared.storage.clone();
+        let passage = storage.passage();
         let (batch, copied) = match self.slice_batch(&id, most, until_lag) {
             Ok(Ok(slice)) => slice,
             Ok(Err(nothing)) => {
@@ -164,8 +167,7 @@ impl GroupActor {
                 return;
             }
         };
-        let storage = self.shared.storage.clone();
-        let write = async move { storage.write_and_wait(batch, Flush::Durable).await };
+        let write = passage.write_and_wait(batch, Flush::Durable);
         self.operating = true;
         ctx.wait(write.into_actor(self).map(move |written, actor, _| {
             actor.operating = false;
@@ -230,7 +232,8 @@ impl GroupActor {
                 continue;
             }
             let id = MessageId::new(self.shared.store_id, stored.position);
-            let chosen = target.choose(stored.record.attributes.sharding_key());
+            let routes = target.routes();
+            let chosen = routes.choose(stored.record.attributes.sharding_key());
             batch.append(chosen.key(), diverted(&stored, &queue, id)?);
             progress.commit(stored.offset.plus(1));
             messages += 1;
@@ -259,7 +262,7 @@ impl GroupActor {
     }
 
     fn lag_of(&self, topic: &TopicHandle) -> Result<u64> {
-        let lag = |queue: &crate::actors::queue::QueueHandle| {
+        let lag = |queue: &Arc<crate::actors::queue::QueueHandle>| {
             let min = self.shared.storage.engine().bounds(queue.key())?.start;
             let owner = OffsetOwner { queue: queue.key().clone(), member: None };
             let committed = self.offsets.committed(&owner).map_or(min, |committed| committed.max(min));

@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_LETTER_ROWS_REMOVED, MAX_WAITING_LETTER_REQUESTS};
 use crate::message::{MessageId, Receipt};
 use crate::settings::Flush;
+use crate::storage::Passage;
 use crate::storage::{Stored, scan_rows};
 use crate::tables::dead_letter::{self, DeadLetterRow, Fate};
 
@@ -102,11 +103,14 @@ impl GroupActor {
         while !self.letters.busy
             && let Some(request) = self.letters.waiting.pop_front()
         {
+            // Queues are chosen and written to while they stay what they are.
+            let storage = self.shared.storage.clone();
+            let passage = storage.passage();
             match self.letter_work(&request) {
                 Ok(work) if work.letters == 0 => {
                     let _ = request.reply.send(Ok(Handled::default()));
                 }
-                Ok(work) => self.write_letters(work, request.reply, ctx),
+                Ok(work) => self.write_letters(work, &passage, request.reply, ctx),
                 Err(error) => {
                     let _ = request.reply.send(Err(error));
                 }
@@ -114,12 +118,12 @@ impl GroupActor {
         }
     }
 
-    fn write_letters(&mut self, work: Work, reply: Answer<Handled>, ctx: &Context<Self>) {
+    fn write_letters(&mut self, work: Work, passage: &Passage<'_>, reply: Answer<Handled>, ctx: &Context<Self>) {
         self.letters.busy = true;
         let Work { batch, flush, letters, queues, endings } = work;
         let shared = Arc::clone(&self.shared);
         let (inbox, me, store_id) = (Arc::clone(&self.inbox), ctx.address(), self.shared.store_id);
-        self.shared.storage.write(batch, flush, move |result| {
+        passage.write(batch, flush, move |result| {
             if result.is_ok() {
                 endings.stored(&shared);
             }
@@ -179,8 +183,9 @@ impl GroupActor {
             let text = format!("topic {topic} of the dead letter does not exist: create it, or re-drive to the group");
             Error::new(ErrorKind::UnknownTopic, text)
         })?;
-        let chosen = queue.and_then(|id| handle.queue(id).ok());
-        let chosen = chosen.unwrap_or_else(|| handle.choose(record.attributes.sharding_key()));
+        let routes = handle.routes();
+        let chosen = queue.and_then(|id| routes.queue(id));
+        let chosen = chosen.unwrap_or_else(|| routes.choose(record.attributes.sharding_key()));
         if handle.flush() == Flush::Durable {
             work.flush = Flush::Durable;
         }

@@ -72,6 +72,9 @@ pub(crate) enum GroupRequest {
     Describe { reply: Answer<GroupDescription> },
     /// How the group shares queues and retries and whether it is paused, from now on.
     Configure { strategy: AssignmentStrategy, retry: RetryPolicy, paused: bool },
+    /// A topic's number of queues is about to change: ordered members stop at what can be seen. Answers with how many
+    /// earlier changes the group has passed; `None` when it does not read the topic.
+    Hold { topic: TopicName, reply: Answer<Option<usize>> },
     /// A topic was created, grew or was deleted.
     TopicChanged { topic: TopicName },
     /// After a panic: make good what was lost with the request at hand.
@@ -102,6 +105,7 @@ impl GroupRequest {
             Self::Prepare { .. } => "Prepare",
             Self::Describe { .. } => "Describe",
             Self::Configure { .. } => "Configure",
+            Self::Hold { .. } => "Hold",
             Self::TopicChanged { .. } => "TopicChanged",
             Self::CatchUp => "CatchUp",
             Self::Close { .. } => "Close",

@@ -10,6 +10,7 @@ mod commit;
 mod describe;
 mod divert;
 mod failure;
+mod fences;
 mod handle;
 mod letters;
 mod messages;
@@ -24,12 +25,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, WrapFuture};
-use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Timestamp, TopicName, WriteBatch};
+use cuemq_storage_api::{GroupName, QueueKey, Timestamp, TopicName, WriteBatch};
 
 pub(crate) use commit::{Claim, ClaimRefused, Prepared, Release};
 pub(crate) use divert::{DivertId, DivertRequest, Slice};
 pub(crate) use failure::Failure;
 use failure::Failures;
+pub(crate) use fences::hold_groups;
 pub(crate) use handle::GroupHandle;
 pub(crate) use letters::{Handled, LetterRequest, LetterToHandle, LetterToSend};
 pub(crate) use messages::{Answer, GroupRequest, Start};
@@ -53,6 +55,7 @@ use crate::limits::{MAX_ACK_DRAIN, MAX_MEMBERS, MAX_SUBSCRIPTIONS, REVOKE_PATIEN
 use crate::settings::Flush;
 use crate::shared::Shared;
 use crate::tables::group::{self, GroupRow};
+use fences::OpenFences;
 use letters::Letters;
 use offsets::{OffsetOwner, Offsets};
 use pop::Popping;
@@ -69,6 +72,7 @@ pub(crate) struct GroupActor {
     membership: Membership,
     sessions: HashMap<MemberId, Joined>,
     offsets: Offsets,
+    fences: OpenFences,
     letters: Letters,
     withdrawals: Withdrawals,
     measured: Measured,
@@ -195,6 +199,7 @@ impl GroupActor {
             group,
             name,
             inbox,
+            fences: OpenFences::new(),
             membership: Membership::new(settings, Lease(0)),
             sessions: HashMap::new(),
             policy,
@@ -276,6 +281,7 @@ impl GroupActor {
             GroupRequest::Describe { reply } => {
                 let _ = reply.send(self.describe());
             }
+            GroupRequest::Hold { topic, reply } => self.hold(&topic, reply),
             GroupRequest::TopicChanged { topic } => self.topic_changed(&topic, ctx),
             GroupRequest::Configure { strategy, retry, paused } => self.configure(strategy, retry, paused, ctx),
             GroupRequest::CatchUp => {
@@ -326,7 +332,8 @@ impl GroupActor {
         if !broadcasting {
             session.enter(&self.exchange);
         }
-        self.sessions.insert(member.clone(), Joined { session, topics, start, lease });
+        self.sessions.insert(member.clone(), Joined { session, topics: topics.clone(), start, lease });
+        topics.iter().for_each(|topic| self.review_fences(topic));
         if broadcasting {
             self.grant_everything(&member)?;
         }
@@ -348,6 +355,7 @@ impl GroupActor {
     }
 
     fn topic_changed(&mut self, topic: &TopicName, ctx: &mut Context<Self>) {
+        self.review_fences(topic);
         let (now, mut effects) = (self.shared.clock.now(), Vec::new());
         match self.shared.topics.get(topic) {
             Some(handle) => self.membership.set_topic(topic.clone(), handle.queue_count(), now, &mut effects),
@@ -399,11 +407,12 @@ impl GroupActor {
     fn grant(&mut self, member: &MemberId, queue: QueueKey, lease: Lease) {
         let Some(joined) = self.sessions.get(member) else { return self.granted_to_nobody(&queue) };
         let (session, start) = (Arc::clone(&joined.session), joined.start);
+        let fence = self.fence_for(joined, &queue);
         let owner = OffsetOwner { queue: queue.clone(), member: self.owner(member) };
         let granted = self.offsets.open(&self.shared, &owner, start).and_then(|progress| {
             let tail = self.shared.storage.tail(&queue)?;
             let elsewhere = self.popping.in_flight_of(&queue);
-            Ok(Granted { key: queue.clone(), lease, tail, progress, elsewhere })
+            Ok(Granted { key: queue.clone(), lease, tail, progress, elsewhere, fence })
         });
         match granted {
             Ok(granted) => session.grant(granted),
@@ -445,17 +454,8 @@ impl GroupActor {
         Err(Error::new(ErrorKind::Stale, text))
     }
 
-    fn reset(&mut self, queue: QueueKey, to: QueueOffset, reply: Answer<()>) {
-        if let Some(holding) = self.membership.holding(&queue) {
-            let text = format!("member {} reads queue {queue}: let it leave before a reset", holding.member);
-            let _ = reply.send(Err(Error::new(ErrorKind::Conflict, text)));
-            return;
-        }
-        self.popping.forget(&queue);
-        self.offsets.reset(&OffsetOwner { queue, member: None }, to, reply);
-    }
-
     fn write_offsets(&mut self) {
+        self.advance_fences();
         let Some((batch, replies)) = self.offsets.take_batch(self.shared.clock.now()) else { return };
         self.shared.storage.write(batch, Flush::Buffered, move |result| {
             for reply in replies {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Timestamp, WriteBatch};
+use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Timestamp, TopicName, WriteBatch};
 
 use super::messages::{Answer, QueueLag};
 use super::{GroupActor, Start};
@@ -369,6 +369,11 @@ impl Offsets {
 
     pub(super) fn committed(&self, owner: &OffsetOwner) -> Option<QueueOffset> {
         self.progress.get(owner).map(Progress::committed)
+    }
+
+    /// Whose progress there is in a topic.
+    pub(super) fn readers_of(&self, topic: &TopicName) -> BTreeSet<Option<MemberId>> {
+        self.progress.keys().filter(|owner| owner.queue.topic == *topic).map(|owner| owner.member.clone()).collect()
     }
 
     /// The progress a member begins with; chosen by `start` and remembered when the group never read the queue.

@@ -60,6 +60,19 @@ impl GroupActor {
         }
     }
 
+    /// Sets where consumption goes on while nobody holds the queue.
+    pub(super) fn reset(&mut self, queue: QueueKey, to: QueueOffset, reply: Answer<()>) {
+        if let Some(holding) = self.membership.holding(&queue) {
+            let text = format!("member {} reads queue {queue}: let it leave before a reset", holding.member);
+            let _ = reply.send(Err(Error::new(ErrorKind::Conflict, text)));
+            return;
+        }
+        self.popping.forget(&queue);
+        let topic = queue.topic.clone();
+        self.offsets.reset(&OffsetOwner { queue, member: None }, to, reply);
+        self.review_fences(&topic);
+    }
+
     pub(super) fn check_shared_progress(&self) -> Result<()> {
         if self.offsets.is_broadcasting() || self.sessions.values().any(|joined| joined.session.broadcasting) {
             let group = &self.group;
@@ -147,6 +160,7 @@ impl GroupActor {
     /// Takes a queue from its holder and has it begin anew at the committed offset, so that nothing that was given
     /// out before can be acknowledged as what is given out again.
     pub(super) fn recall(&mut self, queue: &QueueKey, ctx: &mut Context<Self>) {
+        self.review_fences(&queue.topic);
         let mut effects = Vec::new();
         if let Some(holding) = self.membership.recall(queue, &mut effects)
             && let Some(joined) = self.sessions.get(&holding.member)

@@ -1,13 +1,14 @@
 //! The way to a queue actor: starts it when it is first needed, hands it requests, answers them if it is given up.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use actix::Addr;
 use cuemq_storage_api::{QueueKey, Record};
 
 use super::burst::Burst;
-use super::{KIND, QueueActor, Ticket};
+use super::{KIND, QueueActor, QueueWriter, Ticket};
 use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::room::LimitedQueue;
 use crate::actors::supervisor::Identity;
@@ -27,7 +28,15 @@ pub(crate) struct QueueHandle {
     limited: Option<Arc<LimitedQueue>>,
     inbox: Arc<Inbox<Burst>>,
     /// There once somebody has sent: an idle queue costs no actor.
-    address: OnceLock<Addr<QueueActor>>,
+    running: OnceLock<Running>,
+    /// Whether a change of the topic's queues is being stored; shared by the topic's queues.
+    parked: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct Running {
+    address: Addr<QueueActor>,
+    writer: Arc<Mutex<QueueWriter>>,
 }
 
 impl QueueHandle {
@@ -37,15 +46,16 @@ impl QueueHandle {
         key: QueueKey,
         flush: Flush,
         rules: &TopicRules,
+        parked: Arc<AtomicBool>,
     ) -> Result<Self, cuemq_storage_api::StorageError> {
         let tail = shared.storage.tail(&key)?;
         let limited = rules.max_length.map(|limit| LimitedQueue::new(key.clone(), limit));
-        Ok(Self { key, flush, tail, limited, inbox: Inbox::new(), address: OnceLock::new() })
+        Ok(Self { key, flush, tail, limited, inbox: Inbox::new(), running: OnceLock::new(), parked })
     }
 
-    fn start(&self, shared: &Arc<Shared>) -> Addr<QueueActor> {
+    fn start(&self, shared: &Arc<Shared>) -> Running {
         let identity = Identity::new(KIND, &self.key);
-        let actor = QueueActor {
+        let writer = Arc::new(Mutex::new(QueueWriter {
             shared: Arc::clone(shared),
             key: self.key.clone(),
             name: Arc::clone(&identity.name),
@@ -53,14 +63,43 @@ impl QueueHandle {
             limited: self.limited.clone(),
             inbox: Arc::clone(&self.inbox),
             admitted: Vec::new(),
-        };
+            parked: Arc::clone(&self.parked),
+        }));
+        let actor = QueueActor { inbox: Arc::clone(&self.inbox), writer: Arc::clone(&writer) };
         let abandoned = Arc::clone(&self.inbox);
-        let orphaned = move || refuse_all(&abandoned, "its queue has failed");
-        shared.supervision.start(shared.arbiters.carrier(), identity, move || actor, orphaned)
+        let left_behind = Arc::clone(&writer);
+        let orphaned = move || {
+            refuse_all(&abandoned, "its queue has failed");
+            // What was being written: dropped, it tells its senders that nobody knows.
+            left_behind.lock().unwrap_or_else(PoisonError::into_inner).admitted.clear();
+        };
+        let address = shared.supervision.start(shared.arbiters.carrier(), identity, move || actor, orphaned);
+        Running { address, writer }
     }
 
     fn wake(&self, shared: &Arc<Shared>) {
-        post(self.address.get_or_init(|| self.start(shared)), Drain);
+        post(&self.running.get_or_init(|| self.start(shared)).address, Drain);
+    }
+
+    /// Hands everything that was sent so far to storage, while nobody sends.
+    pub(crate) fn write_all(&self) {
+        if let Some(running) = self.running.get() {
+            running.writer.lock().unwrap_or_else(PoisonError::into_inner).write_all();
+        }
+    }
+
+    /// Has the actor go on if something waits.
+    pub(crate) fn go_on(&self, shared: &Arc<Shared>) {
+        if self.waiting() > 0 {
+            self.wake(shared);
+        }
+    }
+
+    /// Refuses what waits, and goes on taking more.
+    pub(crate) fn refuse_waiting(&self, why: &str) {
+        while let Some(burst) = self.inbox.pop() {
+            burst.refuse(gone(why));
+        }
     }
 
     pub(crate) fn key(&self) -> &QueueKey {

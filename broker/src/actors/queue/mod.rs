@@ -9,7 +9,8 @@ mod handle;
 mod limited;
 mod outcome;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use actix::{Actor, AsyncContext, Context, Handler, Supervised, WrapFuture};
 use cuemq_storage_api::{QueueKey, WriteBatch};
@@ -31,6 +32,14 @@ pub(crate) const KIND: &str = "queue";
 
 #[derive(Debug)]
 pub(crate) struct QueueActor {
+    inbox: Arc<Inbox<Burst>>,
+    writer: Arc<Mutex<QueueWriter>>,
+}
+
+/// Takes what waits and writes it. The actor's, but for the moment of a change of the topic's queues: then whatever
+/// was sent before the change is written ahead of it, by whoever makes the change.
+#[derive(Debug)]
+pub(super) struct QueueWriter {
     shared: Arc<Shared>,
     key: QueueKey,
     name: Arc<str>,
@@ -38,6 +47,8 @@ pub(crate) struct QueueActor {
     limited: Option<Arc<LimitedQueue>>,
     inbox: Arc<Inbox<Burst>>,
     admitted: Vec<Burst>,
+    /// Whether a change of the topic's queues is being stored: what waits was sent under it, and waits for that.
+    parked: Arc<AtomicBool>,
 }
 
 impl Actor for QueueActor {
@@ -46,8 +57,9 @@ impl Actor for QueueActor {
 
 impl Supervised for QueueActor {
     fn restarting(&mut self, ctx: &mut Context<Self>) {
-        self.admitted.retain_mut(Burst::lose_what_is_at_hand);
-        if self.inbox.wake_after_restart() || !self.admitted.is_empty() {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.admitted.retain_mut(Burst::lose_what_is_at_hand);
+        if self.inbox.wake_after_restart() || !writer.admitted.is_empty() {
             ctx.notify(Drain);
         }
     }
@@ -57,16 +69,27 @@ impl Handler<Drain> for QueueActor {
     type Result = ();
 
     fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if writer.parked.load(Ordering::Acquire) {
+            // Whoever ends the change wakes the actor if something waits.
+            self.inbox.rest();
+            return;
+        }
         let mut turn = Load::default();
-        while turn.has_room() && self.admit(&mut turn) {
-            if let Some(limited) = &self.limited {
-                let (shared, key, limited) = (Arc::clone(&self.shared), self.key.clone(), Arc::clone(limited));
-                let admitted = std::mem::take(&mut self.admitted);
-                ctx.wait(limited::write(shared, key, limited, self.flush, admitted).into_actor(self));
+        while turn.has_room() && writer.admit(&mut turn) {
+            if let Some(limited) = writer.limited.clone() {
+                let (shared, key) = (Arc::clone(&writer.shared), writer.key.clone());
+                let (flush, admitted) = (writer.flush, std::mem::take(&mut writer.admitted));
+                ctx.wait(limited::write(shared, key, limited, flush, admitted).into_actor(self));
                 break;
             }
-            self.write();
+            writer.write();
         }
+        let mut turn = Load::default();
+        while turn.has_room() && writer.admit(&mut turn) {
+            writer.write();
+        }
+        drop(writer);
         if !self.inbox.rest() {
             // Neighbours on this thread come first; then the rest of what waits.
             ctx.wait(tokio::task::yield_now().into_actor(self));
@@ -104,7 +127,25 @@ impl Load {
     }
 }
 
-impl QueueActor {
+impl QueueWriter {
+    /// Hands everything that waits to storage.
+    fn write_all(&mut self) {
+        // What a panic has left: the actor has not been restarted yet.
+        self.admitted.retain_mut(Burst::lose_what_is_at_hand);
+        loop {
+            let mut load = Load::default();
+            while !load.is_a_write() && load.has_room() {
+                let Some(burst) = self.inbox.pop() else { break };
+                load.add(&burst);
+                self.admitted.push(burst);
+            }
+            if self.admitted.is_empty() {
+                return;
+            }
+            self.write();
+        }
+    }
+
     /// Takes what waits, up to one write; false when there is nothing.
     fn admit(&mut self, turn: &mut Load) -> bool {
         self.look_at_the_last();

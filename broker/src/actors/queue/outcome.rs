@@ -116,7 +116,7 @@ impl Outcome {
 
 impl Ticket {
     /// A claim that was refused at once.
-    pub(super) fn refused(error: Error) -> Self {
+    pub(crate) fn refused(error: Error) -> Self {
         let answering = Answering::new();
         let ticket = answering.ticket(0);
         answering.tell(Err(SharedError::new(error)));

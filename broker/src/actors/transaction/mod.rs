@@ -247,6 +247,8 @@ impl TransactionActor {
             // Its outcome was stored by an earlier run: the restored machine knows that.
             return Ok(());
         };
+        let storage = self.shared.storage.clone();
+        let passage = storage.passage();
         let (mut batch, mut endings) = (WriteBatch::new(now), Endings::default());
         let (target, flush) = self.target(&row);
         let target = match (decision, inspect) {
@@ -267,7 +269,7 @@ impl TransactionActor {
         let outcome = TransactionOutcomeRow { decision, at: now };
         batch.put(&transaction_outcome::TABLE, transaction_outcome::key(transaction), outcome.encode());
         let (me, shared, store_id) = (self.me.clone(), Arc::clone(&self.shared), self.shared.store_id);
-        self.shared.storage.write(batch, flush, move |result| {
+        passage.write(batch, flush, move |result| {
             if result.is_ok() {
                 endings.stored(&shared);
             }
@@ -324,10 +326,15 @@ impl TransactionActor {
         Ok(row.map(|row| HalfMessageRow::decode(&row)).transpose()?)
     }
 
-    /// The queue of a committed message. One whose topic was deleted goes where an operator finds it.
+    /// The queue of a committed message: by its sharding key, or the one that was chosen when it was begun while that
+    /// is still written to. One whose topic was deleted goes where an operator finds it.
     fn target(&self, row: &HalfMessageRow) -> (QueueKey, Flush) {
         match self.shared.topics.get(&row.topic) {
-            Some(topic) => (QueueKey::new(row.topic.clone(), row.queue), topic.flush()),
+            Some(topic) => {
+                let (routes, key) = (topic.routes(), row.record.attributes.sharding_key());
+                let begun = routes.queue(row.queue).filter(|_| key.is_none());
+                (begun.unwrap_or_else(|| routes.choose(key)).key().clone(), topic.flush())
+            }
             None => (QueueKey::new(super::delay::undeliverable(), QueueId::FIRST), Flush::Durable),
         }
     }

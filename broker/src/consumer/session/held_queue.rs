@@ -29,6 +29,8 @@ pub(crate) struct Granted {
     pub(crate) progress: Progress,
     /// What of it is in flight to somebody who popped it.
     pub(crate) elsewhere: BTreeSet<QueueOffset>,
+    /// Where to stop for now, in order, because a change of the number of queues is not passed.
+    pub(crate) fence: Option<QueueOffset>,
 }
 
 /// One granted queue.
@@ -53,6 +55,8 @@ pub(super) struct HeldQueue {
     /// When the first of what waits here ends; nothing ends before.
     pub(super) first_end: Option<Timestamp>,
     pub(super) revoked: bool,
+    /// Nothing at or behind it is read yet.
+    pub(super) fence: Option<QueueOffset>,
 }
 
 pub(super) enum QueuePlan {
@@ -73,7 +77,7 @@ pub(super) enum Routed {
 
 impl HeldQueue {
     pub(super) fn new(granted: Granted, order: Order) -> Self {
-        let Granted { key, lease, tail, progress, elsewhere } = granted;
+        let Granted { key, lease, tail, progress, elsewhere, fence } = granted;
         let next = progress.next_open(progress.committed());
         let (own, guests, parked) = (Lane::of_holder(order), BTreeMap::new(), Vec::new());
         let withheld = BTreeSet::new();
@@ -90,6 +94,7 @@ impl HeldQueue {
             withheld,
             first_end: None,
             revoked: false,
+            fence,
         }
     }
 
@@ -216,7 +221,8 @@ impl HeldQueue {
     fn readable(&mut self) -> Option<Range<QueueOffset>> {
         // What was done before a restart is not read again.
         self.next = self.progress.next_open(self.next);
-        let until = self.tail.visible().min(self.progress.window_end());
+        let visible = self.tail.visible().min(self.progress.window_end());
+        let until = self.fence.map_or(visible, |fence| fence.min(visible));
         (self.next < until && self.waiting_bytes() < MAX_HELD_BACK_BYTES).then_some(self.next..until)
     }
 

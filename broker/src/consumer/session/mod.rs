@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use cuemq_storage_api::{QueueKey, QueueOffset, Timestamp, TopicName};
+use cuemq_storage_api::{QueueId, QueueKey, QueueOffset, Timestamp, TopicName};
 
 pub(crate) use credit::Credit;
 pub(crate) use exchange::Exchange;
@@ -180,6 +180,16 @@ impl Session {
         if held.queues.iter().any(|q| q.key == *key && q.lease == lease) {
             held.drop_queue(key);
         }
+    }
+
+    /// Reads nothing at or behind these offsets of a topic's queues, until it is told otherwise.
+    pub(crate) fn set_fences(&self, topic: &TopicName, of: impl Fn(QueueId) -> Option<QueueOffset>) {
+        let mut held = self.lock();
+        for queue in held.queues.iter_mut().filter(|queue| queue.key.topic == *topic) {
+            queue.fence = of(queue.key.queue);
+        }
+        drop(held);
+        self.signal.wake();
     }
 
     /// Passes over everything below `to`, which is done by an operator's word. What is outstanding stays with its
