@@ -114,11 +114,22 @@ mod guide {
     mod readme {}
     #[doc = include_str!("../../docs/guide/groups.md")]
     mod groups {}
+    #[doc = include_str!("../../docs/guide/operations.md")]
+    mod operations {}
     #[doc = include_str!("../../docs/guide/ordering.md")]
     mod ordering {}
+    #[doc = include_str!("../../docs/guide/pop.md")]
+    mod pop {}
+    #[doc = include_str!("../../docs/guide/retries-and-dead-letters.md")]
+    mod retries_and_dead_letters {}
+    #[doc = include_str!("../../docs/guide/scaling.md")]
+    mod scaling {}
+    #[doc = include_str!("../../docs/guide/testing.md")]
+    mod testing {}
+    #[doc = include_str!("../../docs/guide/time.md")]
+    mod time {}
+    #[doc = include_str!("../../docs/guide/transactions.md")]
+    mod transactions {}
+    #[doc = include_str!("../../docs/guide/ttl-and-limits.md")]
+    mod ttl_and_limits {}
 }
-
-/// Runs the guide's programs as tests.
-#[cfg(all(doctest, feature = "mmap"))]
-#[doc = include_str!("../../docs/guide/retries-and-dead-letters.md")]
-mod guide_retries_and_dead_letters {}

@@ -273,6 +273,7 @@ async fn an_unlucky_one_gives_up_with_a_conflict(store: Store) {
     let (write, written) = std::sync::mpsc::channel();
     let other = broker.clone();
     // Whenever it has read, somebody else writes before it comes to its commit.
+    #[expect(clippy::disallowed_methods, reason = "joined before the test ends")]
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
@@ -314,6 +315,7 @@ async fn one_that_gives_up_has_seen_what_was(store: Store) {
     let (turn, turns) = std::sync::mpsc::channel::<()>();
     let (done, is_done) = std::sync::mpsc::channel();
     let other = broker.clone();
+    #[expect(clippy::disallowed_methods, reason = "joined before the test ends")]
     let thread = std::thread::spawn(move || {
         turns.recv().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -412,6 +414,7 @@ async fn a_reader_never_sees_a_part(store: Store) {
     broker.create_topic(TopicSpec::new("safe").queues(1).flush(Flush::Durable)).await.unwrap();
     broker.create_topic(TopicSpec::new("quick").queues(1).flush(Flush::Buffered)).await.unwrap();
     let others = broker.clone();
+    #[expect(clippy::disallowed_methods, reason = "joined before the test ends")]
     let reader = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {

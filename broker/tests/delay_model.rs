@@ -134,7 +134,12 @@ async fn act(step: Step, broker: &Broker, clock: &ManualClock, model: &mut Model
 fn check(kind: Kind, cases: u32) {
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let steps = prop::collection::vec(any_step(), 1..60);
-    TestRunner::new(config).run(&steps, |steps| Ok(run(play(kind, steps)))).unwrap();
+    TestRunner::new(config)
+        .run(&steps, |steps| {
+            run(play(kind, steps));
+            Ok(())
+        })
+        .unwrap();
 }
 
 #[test]

@@ -124,7 +124,7 @@ async fn a_letter_goes_to_everybody_or_to_its_group(store: Store) {
     let letters = broker.dead_letters("group").unwrap();
     for letter in letters.browse(FROM_THE_BEGIN, 9, &LetterFilter::all()).unwrap().letters {
         let n = number_of(&letter);
-        let to = if n % 2 == 0 { RedriveTo::Origin } else { RedriveTo::Group };
+        let to = if n.is_multiple_of(2) { RedriveTo::Origin } else { RedriveTo::Group };
         let receipt = letters.redrive(&letter, to).await.unwrap();
         let again = next(&mut consumer).await;
         assert_eq!((number_of(&again), again.attempts(), again.id()), (n, 0, receipt.id.unwrap()));

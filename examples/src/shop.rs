@@ -310,8 +310,12 @@ mod tests {
             |books| books.shipping.push(Order::of(1)),
             |books| drop(books.shipping.pop()),
             |books| *books.stock.get_mut("drums").unwrap() -= 1,
-            |books| drop(books.handled.insert(1, 2)),
-            |books| drop(books.shipped.insert(2, 1)),
+            |books| {
+                books.handled.insert(1, 2);
+            },
+            |books| {
+                books.shipped.insert(2, 1);
+            },
             |books| books.orders[0].amount += 1,
         ];
         for (number, damage) in damages.into_iter().enumerate() {

@@ -131,7 +131,10 @@ impl Desk {
         let stored = self.ask(ack).await;
         let mut results: Vec<Result<()>> = receipts
             .iter()
-            .map(|_| stored.as_ref().map(|()| ()).map_err(|error| Error::new(error.kind(), error.to_string())))
+            .map(|_| match &stored {
+                Ok(()) => Ok(()),
+                Err(error) => Err(Error::new(error.kind(), error.to_string())),
+            })
             .collect();
         // Those that were refused are so, whatever became of the others.
         for (place, refused) in refusals.await.unwrap_or_default() {

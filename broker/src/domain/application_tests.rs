@@ -228,16 +228,16 @@ proptest! {
             if event >= programs.len() {
                 let mut round = Round::default();
                 let mut writes = Vec::new();
-                for number in 0..programs.len() {
-                    if !running[number].waits {
+                for (number, program) in running.iter_mut().enumerate().take(programs.len()) {
+                    if !program.waits {
                         continue;
                     }
-                    if commits(&mut round, &memory, &running[number].view) {
-                        writes.push(running[number].view.writes().clone());
-                        committed.push((number, running[number].clone()));
-                        running[number].waits = false;
+                    if commits(&mut round, &memory, &program.view) {
+                        writes.push(program.view.writes().clone());
+                        committed.push((number, program.clone()));
+                        program.waits = false;
                     } else {
-                        running[number] = Running::default();
+                        *program = Running::default();
                     }
                 }
                 writes.iter().for_each(|writes| memory.apply(writes));

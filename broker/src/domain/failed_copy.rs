@@ -55,7 +55,7 @@ impl FailedCopy<'_> {
             builder.property(FIRST_FAILED_AT, &self.now.as_millis().to_string());
         }
         if let Some(error) = self.error {
-            builder.property(LAST_ERROR, cut(error));
+            builder.property(LAST_ERROR, cut(error, MAX_ERROR_BYTES));
         }
         if let Some(reason) = self.dead {
             builder.property(DEAD_REASON, reason.as_str()).property(DIED_AT, &self.now.as_millis().to_string());
@@ -114,10 +114,10 @@ pub(crate) fn expires_at(record: &Record) -> Option<Timestamp> {
     record.attributes.property(EXPIRES_AT)?.parse().ok().map(Timestamp::from_millis)
 }
 
-/// As much of an error's text as is kept.
-fn cut(error: &str) -> &str {
-    let end = (0..=error.len().min(MAX_ERROR_BYTES)).rev().find(|at| error.is_char_boundary(*at));
-    &error[..end.unwrap_or(0)]
+/// As much of a text as fits into so many bytes, in whole characters.
+pub(crate) fn cut(text: &str, most: usize) -> &str {
+    let end = (0..=text.len().min(most)).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
 }
 
 #[cfg(test)]
@@ -224,7 +224,7 @@ mod tests {
             ("€".repeat(MAX_ERROR_BYTES), MAX_ERROR_BYTES / 3 * 3),
             (String::new(), 0),
         ] {
-            assert_eq!(cut(&error).len(), kept);
+            assert_eq!(cut(&error, MAX_ERROR_BYTES).len(), kept);
         }
     }
 

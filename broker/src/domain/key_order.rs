@@ -81,9 +81,10 @@ impl<T> KeyOrder<T> {
     /// Drops what lies below `to` and is not out; what is out keeps its key.
     pub(crate) fn pass_over(&mut self, to: QueueOffset) {
         for behind in self.taken.values_mut() {
-            while let Some(entry) = behind.pop_front_if(|entry| entry.offset < to) {
+            while let Some(bytes) = behind.front().filter(|entry| entry.offset < to).map(|entry| entry.bytes) {
+                behind.pop_front();
                 self.waiting -= 1;
-                self.waiting_bytes -= entry.bytes;
+                self.waiting_bytes -= bytes;
             }
         }
         let (stays, dropped): (VecDeque<_>, VecDeque<_>) = self.free.drain(..).partition(|entry| entry.offset >= to);

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{DecodeError, decode, encode};
 use crate::domain::audit::AuditAction;
+use crate::domain::failed_copy::cut;
 use crate::limits::{MAX_NOTE_BYTES, MAX_QUEUES_PER_TOPIC};
 
 const NAME: &str = "audit";
@@ -85,7 +86,7 @@ impl AuditRow {
             group: self.group.as_ref().map(|group| group.as_str().to_owned()),
             topic: self.topic.as_ref().map(|topic| topic.as_str().to_owned()),
             queues: self.queues.iter().map(moved).collect(),
-            note: self.note[..self.note.floor_char_boundary(MAX_NOTE_BYTES)].to_owned(),
+            note: cut(&self.note, MAX_NOTE_BYTES).to_owned(),
         };
         encode(VERSION, &fields)
     }

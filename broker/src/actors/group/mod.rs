@@ -54,7 +54,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_ACK_DRAIN, MAX_MEMBERS, MAX_SUBSCRIPTIONS, REVOKE_PATIENCE};
 use crate::settings::Flush;
 use crate::shared::Shared;
-use crate::tables::group::{self, GroupRow};
+use crate::tables::group::GroupRow;
 use fences::OpenFences;
 use letters::Letters;
 use offsets::{OffsetOwner, Offsets};

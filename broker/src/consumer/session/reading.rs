@@ -64,7 +64,7 @@ impl Session {
                 }
                 Plan::Ended(next) => return Ok(next),
                 Plan::Wait(at) if !self.is_mixed() => return Ok(Next::Wait(at)),
-                Plan::Wait(at) => match self.from_others(shared, most)? {
+                Plan::Wait(at) => match self.look_to_others(shared, most)? {
                     Others::Given(given) => return Ok(Next::Given(given)),
                     Others::Skipped(next) => return Ok(next),
                     Others::Read => {}
@@ -148,7 +148,7 @@ impl Session {
     }
 
     /// Takes what others have for this member, or reads their queues as far as they have not.
-    fn from_others(&self, shared: &Shared, most: usize) -> Result<Others> {
+    fn look_to_others(&self, shared: &Shared, most: usize) -> Result<Others> {
         let soonest = match self.taken_from_others(&shared.clock, most)? {
             Others::Wait(soonest) => soonest,
             given => return Ok(given),
