@@ -40,8 +40,8 @@ fn any_step() -> impl Strategy<Value = Step> {
 /// What has to happen.
 #[derive(Default)]
 struct Model {
-    /// Number of the message by due time and order of its scheduling.
-    waiting: BTreeMap<(Timestamp, u64), u64>,
+    /// The message and its id by due time and order of its scheduling.
+    waiting: BTreeMap<(Timestamp, u64), (u64, ScheduledId)>,
     ids: Vec<(ScheduledId, u64)>,
     delivered: Vec<(u64, Timestamp)>,
     sent: u64,
@@ -50,7 +50,7 @@ struct Model {
 
 impl Model {
     fn schedule(&mut self, id: ScheduledId, number: u64) {
-        self.waiting.insert((id.due(), self.scheduled), number);
+        self.waiting.insert((id.due(), self.scheduled), (number, id));
         self.ids.push((id, number));
         self.scheduled += 1;
     }
@@ -58,13 +58,13 @@ impl Model {
     fn deliver(&mut self, now: Timestamp) {
         while let Some(first) = self.waiting.first_entry().filter(|first| first.key().0 <= now) {
             let due = first.key().0;
-            self.delivered.push((first.remove(), due));
+            self.delivered.push((first.remove().0, due));
         }
     }
 
-    /// Takes a message out; whether it waited.
-    fn take(&mut self, id: ScheduledId, number: u64) -> bool {
-        let key = self.waiting.iter().find(|((due, _), n)| **n == number && *due == id.due()).map(|(key, _)| *key);
+    /// Takes a message out; whether it waited under this id.
+    fn take(&mut self, id: ScheduledId) -> bool {
+        let key = self.waiting.iter().find(|(_, (_, known))| *known == id).map(|(key, _)| *key);
         key.is_some_and(|key| self.waiting.remove(&key).is_some())
     }
 }
@@ -109,8 +109,8 @@ async fn act(step: Step, broker: &Broker, clock: &ManualClock, model: &mut Model
             model.sent += 1;
         }
         Step::Recall { which } => {
-            if let Some((id, number)) = model.ids.get(which % model.ids.len().max(1)).copied() {
-                let waited = model.take(id, number);
+            if let Some((id, _)) = model.ids.get(which % model.ids.len().max(1)).copied() {
+                let waited = model.take(id);
                 let expected = if waited { Recalled::Recalled } else { Recalled::NotWaiting };
                 assert_eq!(broker.recall(&id).await.unwrap(), expected);
             }
@@ -118,7 +118,7 @@ async fn act(step: Step, broker: &Broker, clock: &ManualClock, model: &mut Model
         Step::Reschedule { which, after_ms } => {
             if let Some((id, number)) = model.ids.get(which % model.ids.len().max(1)).copied() {
                 let at = clock.now().plus(Duration::from_millis(after_ms));
-                let waited = model.take(id, number);
+                let waited = model.take(id);
                 match broker.reschedule(&id, at).await.unwrap() {
                     Rescheduled::Rescheduled(id) if waited => model.schedule(id, number),
                     Rescheduled::NotWaiting if !waited => {}

@@ -22,13 +22,15 @@ use cuemq::{Broker, BrokerState, Decision, ErrorKind, HalfMessage, Message, Publ
 use scenario::{Poison, play};
 
 /// Every message and every timer of every kind of actor.
-const POINTS: [(&str, &str); 54] = [
+const POINTS: [(&str, &str); 56] = [
     ("application", "Landed"),
     ("application", "Prepared"),
     ("application", "Submit"),
     ("delay", "Alarm"),
     ("delay", "Change"),
+    ("delay", "CountOn"),
     ("delay", "Fired"),
+    ("delay", "Recur"),
     ("delay", "Schedule"),
     ("delay", "Stored"),
     ("expiry", "Alarm"),

@@ -12,7 +12,8 @@ use cuemq::storage_api::ErrorKind as StorageKind;
 use cuemq::storage_api::fault::{Fault, Operation};
 use cuemq::{
     Broker, BrokerState, Consumer, Decision, Delivery, ErrorKind, HalfMessage, ManualClock, MaxLength, ProbePoint,
-    Publish, PublishBatch, QueueKey, QueueOffset, Recalled, Received, ResetTo, Result, RetryPolicy, TopicSpec,
+    Publish, PublishBatch, QueueKey, QueueOffset, Recalled, Received, Recurrence, ResetTo, Result, RetryPolicy,
+    TopicSpec,
 };
 
 use crate::common::checker::{number_of, numbered};
@@ -315,6 +316,12 @@ async fn delay(walk: &mut Walk) {
     let taken_back = walk.again(async || producer.send(numbered(36).delay(Duration::from_secs(1))).await).await;
     let id = taken_back.scheduled.unwrap();
     assert_eq!(walk.again(async || broker.recall(&id).await).await, Recalled::Recalled);
+    // Far away, and taken back.
+    let new_year = Recurrence::cron("0 0 1 1 *", "UTC").unwrap();
+    walk.again(async || producer.send_recurring("happy new year", &new_year).await).await;
+    for recurring in broker.recurring().unwrap() {
+        walk.again(async || broker.cancel_recurring(&recurring.id).await).await;
+    }
     // So many that the alarm rings for some, although others may be found due without it.
     for n in 20..35 {
         walk.sent.insert(n);
@@ -371,6 +378,12 @@ async fn expire(walk: &Walk) {
     let producer = walk.again(async || broker.producer("ending").await).await;
     drop(walk.again(async || broker.consumer("enders").subscribe("ending").build().await).await);
     let letters = broker.dead_letters("enders").unwrap();
+    // Far away, and taken back.
+    let new_year = Recurrence::cron("0 0 1 1 *", "UTC").unwrap();
+    walk.again(async || producer.send_recurring("happy new year", &new_year).await).await;
+    for recurring in broker.recurring().unwrap() {
+        walk.again(async || broker.cancel_recurring(&recurring.id).await).await;
+    }
     // So many that the alarm rings for some, although others may be found at their end without it.
     let count = 15;
     for n in 0..count {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use actix::Addr;
 use cuemq_storage_api::{QueueKey, Record};
@@ -36,7 +36,8 @@ pub(crate) struct QueueHandle {
 #[derive(Debug)]
 struct Running {
     address: Addr<QueueActor>,
-    writer: Arc<Mutex<QueueWriter>>,
+    /// The actor's own, which ends with it: it knows the broker, and the broker knows this handle.
+    writer: Weak<Mutex<QueueWriter>>,
 }
 
 impl QueueHandle {
@@ -67,14 +68,14 @@ impl QueueHandle {
         }));
         let actor = QueueActor { inbox: Arc::clone(&self.inbox), writer: Arc::clone(&writer) };
         let abandoned = Arc::clone(&self.inbox);
-        let left_behind = Arc::clone(&writer);
+        let (left_behind, left) = (Arc::clone(&writer), Arc::downgrade(&writer));
         let orphaned = move || {
             refuse_all(&abandoned, "its queue has failed");
             // What was being written: dropped, it tells its senders that nobody knows.
             left_behind.lock().unwrap_or_else(PoisonError::into_inner).admitted.clear();
         };
         let address = shared.supervision.start(shared.arbiters.carrier(), identity, move || actor, orphaned);
-        Running { address, writer }
+        Running { address, writer: left }
     }
 
     fn wake(&self, shared: &Arc<Shared>) {
@@ -83,8 +84,8 @@ impl QueueHandle {
 
     /// Hands everything that was sent so far to storage, while nobody sends.
     pub(crate) fn write_all(&self) {
-        if let Some(running) = self.running.get() {
-            running.writer.lock().unwrap_or_else(PoisonError::into_inner).write_all();
+        if let Some(writer) = self.running.get().and_then(|running| running.writer.upgrade()) {
+            writer.lock().unwrap_or_else(PoisonError::into_inner).write_all();
         }
     }
 

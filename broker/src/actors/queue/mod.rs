@@ -85,10 +85,6 @@ impl Handler<Drain> for QueueActor {
             }
             writer.write();
         }
-        let mut turn = Load::default();
-        while turn.has_room() && writer.admit(&mut turn) {
-            writer.write();
-        }
         drop(writer);
         if !self.inbox.rest() {
             // Neighbours on this thread come first; then the rest of what waits.
