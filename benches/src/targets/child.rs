@@ -131,38 +131,36 @@ async fn start(directory: &Path) -> Result<()> {
 
 /// Makes topics of one queue each, and says how many bytes of memory they took.
 async fn topics(directory: &Path, count: u32) -> Result<()> {
-    let broker = Broker::open(directory).await?;
-    let make = async |number: u32| broker.create_topic(TopicSpec::new(format!("idle-{number}")).queues(1)).await;
-    for number in 0..TOPICS_BEFORE {
-        make(number).await?;
-    }
-    let before = resident_bytes("self")?;
-    for number in TOPICS_BEFORE..TOPICS_BEFORE + count {
-        make(number).await?;
-    }
-    let after = resident_bytes("self")?;
-    if broker.topics().len() != (TOPICS_BEFORE + count) as usize {
-        return Err(format!("there are {} topics", broker.topics().len()).into());
-    }
-    say(after.saturating_sub(before))?;
-    wait_for_end()?;
-    Ok(broker.shutdown().await?)
+    let make =
+        async |broker: &Broker, name: String| broker.create_topic(TopicSpec::new(name).queues(1)).await.map(drop);
+    idle(directory, count, make, |broker| broker.topics().len()).await
 }
 
 /// Makes consumer groups that nobody is in, and says how many bytes of memory they took.
 async fn groups(directory: &Path, count: u32) -> Result<()> {
+    let make = async |broker: &Broker, name: String| broker.pull_consumer(&name).await.map(drop);
+    idle(directory, count, make, |broker| broker.groups().len()).await
+}
+
+/// Makes things that nobody uses, and says how many bytes of memory they took.
+async fn idle(
+    directory: &Path,
+    count: u32,
+    make: impl AsyncFn(&Broker, String) -> cuemq::Result<()>,
+    number_of: impl FnOnce(&Broker) -> usize,
+) -> Result<()> {
     let broker = Broker::open(directory).await?;
-    let make = async |number: u32| broker.pull_consumer(&format!("idle-{number}")).await.map(drop);
     for number in 0..TOPICS_BEFORE {
-        make(number).await?;
+        make(&broker, format!("idle-{number}")).await?;
     }
     let before = resident_bytes("self")?;
     for number in TOPICS_BEFORE..TOPICS_BEFORE + count {
-        make(number).await?;
+        make(&broker, format!("idle-{number}")).await?;
     }
     let after = resident_bytes("self")?;
-    if broker.groups().len() != (TOPICS_BEFORE + count) as usize {
-        return Err(format!("there are {} groups", broker.groups().len()).into());
+    let made = number_of(&broker);
+    if made != (TOPICS_BEFORE + count) as usize {
+        return Err(format!("there are {made} of them").into());
     }
     say(after.saturating_sub(before))?;
     wait_for_end()?;
