@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cuemq_storage_api::TopicName;
+use futures_util::future::{Either, select};
+use tokio::sync::OwnedMutexGuard;
 
 use crate::actors::application::{Outcome, Send, StoredRows, Submission};
 use crate::broker::{Keeper, unknown_topic};
@@ -14,7 +16,7 @@ use crate::domain::expiry::{end_of_life, stamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{
     MAX_APPLICATION_KEY_BYTES, MAX_APPLICATION_VALUE_BYTES, MAX_TRANSACTION_ATTEMPTS, MAX_TRANSACTION_BYTES,
-    MAX_TRANSACTION_OPERATIONS,
+    MAX_TRANSACTION_OPERATIONS, MAX_TRANSACTION_RUNS_AT_ONCE, MAX_TRANSACTION_TURN,
 };
 use crate::message::{AckLevel, Message, Receipt};
 use crate::settings::Flush;
@@ -265,12 +267,26 @@ fn check_key(table: &str, key: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// A transaction's turn among those that others have been in the way of too often. Without turns, whoever comes back
+/// last each time loses each time. `None` when those before it take too long.
+async fn turn(shared: &Shared) -> Option<OwnedMutexGuard<()>> {
+    let turn = std::pin::pin!(Arc::clone(&shared.contended).lock_owned());
+    match select(turn, shared.clock.sleep(MAX_TRANSACTION_TURN)).await {
+        Either::Left((turn, _)) => Some(turn),
+        Either::Right(_) => None,
+    }
+}
+
 /// See [`Broker::transaction`](crate::Broker::transaction).
 pub(crate) async fn run<T>(
     keeper: &Arc<Keeper>,
     mut work: impl FnMut(&mut ApplicationTransaction) -> Result<T>,
 ) -> Result<Committed<T>> {
+    let mut its_turn = None;
     for run in 1..=MAX_TRANSACTION_ATTEMPTS {
+        if run > MAX_TRANSACTION_RUNS_AT_ONCE && its_turn.is_none() {
+            its_turn = turn(keeper.shared()).await;
+        }
         keeper.shared().check_running()?;
         let mut transaction = ApplicationTransaction::new(keeper.shared());
         let mut result = work(&mut transaction);

@@ -278,7 +278,8 @@ impl Broker {
     /// of it is stored by one write, or nothing is. `work` reads the latest committed rows and its own writes; when
     /// something that it read has been changed by somebody else before its turn to commit comes, it runs again, so it
     /// shall have no other effects. The commits follow each other, and each transaction has seen and done what it would
-    /// have if it had run alone at its place in their order (it is serialisable).
+    /// have if it had run alone at its place in their order (it is serialisable). Those that had to run again four times
+    /// take turns from then on, so that all come through; `work` must not wait for another transaction.
     ///
     /// What it writes is durable before this resolves if any topic that it sends to is durable, or the broker's default
     /// is; [`Committed::level`] says so. `work` runs on the caller's thread; a panic in it is the caller's. Dropping the

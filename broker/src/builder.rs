@@ -161,6 +161,7 @@ async fn open_on(
         expiry: OnceLock::new(),
         transaction: OnceLock::new(),
         application: OnceLock::new(),
+        contended: Arc::default(),
         probe,
         store_id,
         numbers,

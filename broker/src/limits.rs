@@ -126,6 +126,11 @@ pub const MAX_DIVERT_MESSAGES: usize = 1024;
 pub const MAX_DIVERT_BYTES: usize = 4 << 20;
 /// How often a transaction runs again because what it had read was changed by others, before it gives up.
 pub const MAX_TRANSACTION_ATTEMPTS: u32 = 64;
+/// How often a transaction runs beside all others; after that those which had to run again go one at a time.
+pub const MAX_TRANSACTION_RUNS_AT_ONCE: u32 = 4;
+/// How long a transaction that has to run again waits for the one before it. It goes on without its turn then, so that
+/// work which itself waits for another transaction cannot stand still.
+pub const MAX_TRANSACTION_TURN: Duration = Duration::from_secs(1);
 /// Most reads, writes, messages and acknowledgements of one transaction together; each row of a scan counts.
 pub const MAX_TRANSACTION_OPERATIONS: usize = 16_384;
 /// Most bytes of the rows that one transaction reads and writes, and of the messages that it sends.

@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) expiry: OnceLock<ExpiryHandle>,
     pub(crate) transaction: OnceLock<TransactionHandle>,
     pub(crate) application: OnceLock<ApplicationHandle>,
+    /// Transactions that others have been in the way of too often, one at a time, first come, first served.
+    pub(crate) contended: Arc<tokio::sync::Mutex<()>>,
     pub(crate) restarts: Arc<AtomicU64>,
 }
 
