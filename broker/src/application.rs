@@ -10,9 +10,10 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::actors::application::{Outcome, Send, StoredRows, Submission};
 use crate::broker::{Keeper, unknown_topic};
-use crate::consumer::{Acknowledged, Delivery, PullConsumer};
+use crate::consumer::{Acknowledgeable, Acknowledged, PopConsumer, PullConsumer};
 use crate::domain::application::View;
 use crate::domain::expiry::{end_of_life, stamp};
+use crate::domain::pop_receipt::PopReceipt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{
     MAX_APPLICATION_KEY_BYTES, MAX_APPLICATION_VALUE_BYTES, MAX_TRANSACTION_ATTEMPTS, MAX_TRANSACTION_BYTES,
@@ -196,14 +197,27 @@ impl ApplicationTransaction {
         Ok(())
     }
 
-    /// Acknowledges a message of any consumer group with the transaction. Once it is committed the delivery is settled,
-    /// and dropping it does nothing; otherwise it is in its holder's hands as before.
+    /// Acknowledges with the transaction what any consumer group has given out: a [`Delivery`](crate::Delivery), all
+    /// messages of a [`Batch`](crate::Batch), or a [`Popped`](crate::Popped) message. The same once more is no error, and
+    /// counts once. Once the transaction is committed it is settled, and dropping it does nothing; otherwise it is in its
+    /// holder's hands as before.
     ///
     /// # Errors
     /// `Invalid` when the transaction is too large. Whether the message still belongs to its holder turns out at the
-    /// commit.
-    pub fn ack(&mut self, delivery: &Delivery) -> Result<()> {
-        self.attempt(|t| t.acknowledge(delivery.acknowledged()))
+    /// commit, which is refused as a whole if not: with `Stale` when its queue has gone to another member, the receipt was
+    /// renewed or its invisible time is over, or when the message is done already; with `Conflict` when it was given back
+    /// or rejected, or while another transaction has it.
+    pub fn ack<M: Acknowledgeable>(&mut self, message: &M) -> Result<()> {
+        self.attempt(|t| t.acknowledge(message.acknowledged().0))
+    }
+
+    /// As [`ack`](Self::ack), for a popped message of which only the receipt is at hand. The consumer may be any one of
+    /// the group.
+    ///
+    /// # Errors
+    /// As [`ack`](Self::ack); at the commit `Invalid` too, when the group never gave such a receipt out.
+    pub fn ack_receipt(&mut self, consumer: &PopConsumer, receipt: &PopReceipt) -> Result<()> {
+        self.attempt(|t| t.acknowledge(consumer.acknowledged(receipt)))
     }
 
     /// Commits what all polls of a pull consumer so far have returned, with the transaction.

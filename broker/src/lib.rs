@@ -75,8 +75,8 @@ pub use broker::{Broker, QueueDescription, TopicDescription};
 pub use builder::BrokerBuilder;
 pub use clock::{Clock, ManualClock, Sleep};
 pub use consumer::{
-    Batch, Consumer, ConsumerBuilder, Delivery, PopConsumer, PopConsumerBuilder, Popped, PullConsumer, Received,
-    SeekTo, Settlement, StartAt, WorkerHandle,
+    Acknowledgeable, Batch, Consumer, ConsumerBuilder, Delivery, PopConsumer, PopConsumerBuilder, Popped, PullConsumer,
+    Received, SeekTo, Settlement, StartAt, WorkerHandle,
 };
 pub use cuemq_storage_api::{Engine, FaultEngine, MemoryEngine, QueueId, QueueKey, QueueOffset, Timestamp};
 pub use dead_letters::{

@@ -8,11 +8,14 @@ mod common;
 use std::time::Duration;
 
 use common::checker::{number_of, numbered};
+use common::effects::{assert_each_once, count, counted, shipped};
 use common::store::Store;
-use common::{assert_nothing, bodies, manual_clock, next, read_all, soon, take};
+use common::{assert_nothing, manual_clock, next, read_all, soon, take};
 use cuemq::storage_api::ErrorKind as StorageKind;
 use cuemq::storage_api::fault::{Fault, Operation};
-use cuemq::{ApplicationTransaction, Broker, Consumer, Delivery, Error, ErrorKind, PullConsumer, Result, TopicSpec};
+use cuemq::{
+    ApplicationTransaction, Batch, Broker, Consumer, Delivery, Error, ErrorKind, PullConsumer, Result, Skip, TopicSpec,
+};
 use futures_util::FutureExt;
 
 on_every_engine!(
@@ -23,6 +26,9 @@ on_every_engine!(
     beside_ordinary_acknowledgements_of_the_queue,
     dropped_in_the_middle_the_outcome_decides,
     each_effect_once_over_kills,
+    a_batch_is_settled_as_a_whole,
+    a_batch_that_is_not_committed_stays_in_hand,
+    a_batch_of_which_something_was_done_before_is_refused,
     a_pull_consumer_commits_with_its_effects,
     a_pull_consumer_that_was_overtaken_is_refused,
 );
@@ -51,28 +57,14 @@ async fn one_queue(store: &Store) -> Broker {
 
 /// Counts the order, sends it on, and acknowledges it.
 fn process(t: &mut ApplicationTransaction, delivery: &Delivery) -> Result<()> {
-    let n = number_of(delivery);
-    let seen = t.get("seen", n.to_string())?.map_or(0, |row| row[0]);
-    t.put("seen", n.to_string(), vec![seen + 1])?;
-    t.send("shipping", n.to_string())?;
+    count(t, delivery)?;
     t.ack(delivery)
 }
 
-/// The numbers of the orders and how often each was counted.
-async fn counted(broker: &Broker) -> Vec<(u64, u8)> {
-    let rows = broker.transaction(|t| t.scan("seen", "", None, 10_000)).await.unwrap().value;
-    let row =
-        |(key, value): &(bytes::Bytes, bytes::Bytes)| (std::str::from_utf8(key).unwrap().parse().unwrap(), value[0]);
-    let mut counted: Vec<(u64, u8)> = rows.iter().map(row).collect();
-    counted.sort_unstable();
-    counted
-}
-
-async fn shipped(broker: &Broker) -> Vec<u64> {
-    let mut shipped: Vec<u64> =
-        bodies(&read_all(broker, "shipping").await).iter().map(|body| body.parse().unwrap()).collect();
-    shipped.sort_unstable();
-    shipped
+/// As [`process`], for all of a batch.
+fn process_all(t: &mut ApplicationTransaction, batch: &Batch) -> Result<()> {
+    batch.iter().try_for_each(|order| count(t, order))?;
+    t.ack(batch)
 }
 
 async fn a_committed_transaction_settles_what_it_acknowledged(store: Store) {
@@ -107,9 +99,11 @@ async fn a_committed_transaction_settles_what_it_acknowledged(store: Store) {
 
 async fn one_that_is_not_committed_leaves_it_in_hand(store: Store) {
     let broker = one_queue(&store).await;
-    send(&broker, 0..1).await;
+    send(&broker, 0..2).await;
     let mut consumer = join(&broker, "group").await;
-    let delivery = next(&mut consumer).await;
+    let (first, delivery) = (next(&mut consumer).await, next(&mut consumer).await);
+    // With this, everything that the group had to write is written.
+    broker.transaction(|t| process(t, &first)).await.unwrap();
     let given_up = broker
         .transaction(|t| {
             process(t, &delivery)?;
@@ -121,9 +115,10 @@ async fn one_that_is_not_committed_leaves_it_in_hand(store: Store) {
     store.faults.fail(Operation::Apply, 1, Fault::Refuse(StorageKind::Full));
     let refused = broker.transaction(|t| process(t, &delivery)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Full, "{refused}");
-    assert_eq!((lag(&broker, "group").await, counted(&broker).await.len()), (1, 0));
+    assert_eq!((lag(&broker, "group").await, counted(&broker).await.len()), (1, 1));
     broker.transaction(|t| process(t, &delivery)).await.unwrap();
-    assert_eq!((lag(&broker, "group").await, counted(&broker).await), (0, vec![(0, 1)]));
+    assert_eq!(lag(&broker, "group").await, 0);
+    assert_each_once(&broker, 2).await;
     broker.shutdown().await.unwrap();
 }
 
@@ -225,9 +220,10 @@ async fn dropped_in_the_middle_the_outcome_decides(store: Store) {
     broker.shutdown().await.unwrap();
 }
 
-/// The process ends before, at or after each step, again and again; each order is counted and shipped once.
+/// The process ends before, at or after each step, again and again; each order is counted and shipped once, whether they
+/// come one by one or in batches.
 async fn each_effect_once_over_kills(store: Store) {
-    const ORDERS: u64 = 12;
+    const ORDERS: u64 = 16;
     let broker = one_queue(&store).await;
     send(&broker, 0..ORDERS).await;
     broker.shutdown().await.unwrap();
@@ -235,13 +231,14 @@ async fn each_effect_once_over_kills(store: Store) {
         let broker = store.open().await;
         if counted(&broker).await.len() as u64 == ORDERS {
             assert_eq!(lag(&broker, "group").await, 0);
-            assert_eq!(counted(&broker).await, (0..ORDERS).map(|n| (n, 1)).collect::<Vec<_>>());
-            assert_eq!(shipped(&broker).await, (0..ORDERS).collect::<Vec<_>>());
+            assert_each_once(&broker, ORDERS).await;
             broker.shutdown().await.unwrap();
             return;
         }
         let mut consumer = join(&broker, "group").await;
-        let delivery = next(&mut consumer).await;
+        let most = if round % 8 < 4 { 1 } else { 3 };
+        let batch = soon("orders", consumer.next_messages(most)).await.unwrap();
+        let work = |t: &mut ApplicationTransaction| process_all(t, &batch);
         match round % 4 {
             // Before it began.
             0 => {}
@@ -249,21 +246,121 @@ async fn each_effect_once_over_kills(store: Store) {
             1 => {
                 store.faults.fail(Operation::Apply, 1, Fault::Refuse(StorageKind::Full));
                 // A write of the group may meet the fault instead.
-                drop(broker.transaction(|t| process(t, &delivery)).await);
+                drop(broker.transaction(work).await);
                 store.faults.clear(Operation::Apply);
             }
             // While it is on its way.
             2 => {
-                let mut transaction = Box::pin(broker.transaction(|t| process(t, &delivery)));
+                let mut transaction = Box::pin(broker.transaction(work));
                 // It may be through already.
                 drop(transaction.as_mut().now_or_never());
             }
             // Right after it.
-            _ => drop(broker.transaction(|t| process(t, &delivery)).await.unwrap()),
+            _ => drop(broker.transaction(work).await.unwrap()),
         }
-        drop((delivery, consumer));
+        drop((batch, consumer));
         store.kill(broker).await;
     }
+}
+
+async fn a_batch_is_settled_as_a_whole(store: Store) {
+    let clock = manual_clock();
+    let broker = store.open_at(&clock).await;
+    broker.create_topic(TopicSpec::new("orders").queues(1)).await.unwrap();
+    send(&broker, 0..9).await;
+    let mut consumer = join(&broker, "group").await;
+    let mut batches = Vec::new();
+    for _ in 0..3 {
+        batches.push(soon("orders", consumer.next_messages(3)).await.unwrap());
+    }
+    // Several in one transaction, and the same twice.
+    let all = |t: &mut ApplicationTransaction| {
+        batches.iter().try_for_each(|batch| process_all(t, batch))?;
+        t.ack(&batches[0])
+    };
+    broker.transaction(all).await.unwrap();
+    assert_eq!(lag(&broker, "group").await, 0);
+    let late = broker.transaction(|t| process_all(t, &batches[1])).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Stale, "{late}");
+    // Settled is settled, whatever becomes of them.
+    let (first, second) = (batches.remove(0), batches.remove(0));
+    first.ack().await.unwrap();
+    assert!(second.into_deliveries().is_empty());
+    drop(batches);
+    clock.advance(Duration::from_secs(9));
+    assert_nothing(&mut consumer, "all of it is done");
+    assert_each_once(&broker, 9).await;
+    // There is room for more: nothing counts as out any more.
+    send(&broker, 9..12).await;
+    assert_eq!(take(&mut consumer, 3).await.iter().map(number_of).collect::<Vec<_>>(), [9, 10, 11]);
+    drop(consumer);
+    store.kill(broker).await;
+    let broker = store.open().await;
+    assert_eq!(lag(&broker, "group").await, 0);
+    broker.shutdown().await.unwrap();
+}
+
+async fn a_batch_that_is_not_committed_stays_in_hand(store: Store) {
+    let clock = manual_clock();
+    let broker = store.open_at(&clock).await;
+    broker.create_topic(TopicSpec::new("orders").queues(1)).await.unwrap();
+    broker.create_topic(TopicSpec::new("shipping").queues(1)).await.unwrap();
+    send(&broker, 0..7).await;
+    let mut consumer = join(&broker, "group").await;
+    let first = next(&mut consumer).await;
+    // With this, everything that the group had to write is written.
+    broker.transaction(|t| process(t, &first)).await.unwrap();
+    let batch = soon("orders", consumer.next_messages(3)).await.unwrap();
+    store.faults.fail(Operation::Apply, 1, Fault::Refuse(StorageKind::Full));
+    let refused = broker.transaction(|t| process_all(t, &batch)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Full, "{refused}");
+    assert_eq!((lag(&broker, "group").await, counted(&broker).await.len()), (6, 1));
+    // It can still be parted, and each message go its own way.
+    for delivery in batch.into_deliveries() {
+        broker.transaction(|t| process(t, &delivery)).await.unwrap();
+    }
+    let batch = soon("orders", consumer.next_messages(3)).await.unwrap();
+    store.faults.fail(Operation::Apply, 1, Fault::Refuse(StorageKind::Full));
+    broker.transaction(|t| process_all(t, &batch)).await.unwrap_err();
+    // Dropped it comes again, as ever.
+    drop(batch);
+    assert_nothing(&mut consumer, "it comes after a second");
+    clock.advance(Duration::from_secs(1));
+    for _ in 0..3 {
+        let delivery = next(&mut consumer).await;
+        broker.transaction(|t| process(t, &delivery)).await.unwrap();
+    }
+    assert_each_once(&broker, 7).await;
+    assert_eq!(lag(&broker, "group").await, 0);
+    broker.shutdown().await.unwrap();
+}
+
+async fn a_batch_of_which_something_was_done_before_is_refused(store: Store) {
+    let clock = manual_clock();
+    let broker = store.open_at(&clock).await;
+    broker.create_topic(TopicSpec::new("orders").queues(1)).await.unwrap();
+    broker.create_topic(TopicSpec::new("shipping").queues(1)).await.unwrap();
+    send(&broker, 0..6).await;
+    let mut consumer = join(&broker, "group").await;
+    let batch = soon("orders", consumer.next_messages(6)).await.unwrap();
+    assert_eq!(batch.len(), 6);
+    // An operator has the group skip what somebody works on.
+    broker.skip("group", "orders", Skip::KeepLast(2)).await.unwrap().confirm().await.unwrap();
+    let refused = broker.transaction(|t| process_all(t, &batch)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Stale, "{refused}");
+    assert!(refused.to_string().contains("offset 0 of queue orders/0"), "{refused}");
+    assert!(counted(&broker).await.is_empty() && shipped(&broker).await.is_empty());
+    drop(batch);
+    clock.advance(Duration::from_secs(1));
+    let rest = [next(&mut consumer).await, next(&mut consumer).await];
+    let again = rest.each_ref().map(|delivery| number_of(delivery));
+    assert_eq!(again, [4, 5], "the rest comes again, without what is done");
+    broker.transaction(|t| rest.iter().try_for_each(|delivery| process(t, delivery))).await.unwrap();
+    assert_eq!((lag(&broker, "group").await, counted(&broker).await), (0, vec![(4, 1), (5, 1)]));
+    drop(rest);
+    clock.advance(Duration::from_secs(9));
+    assert_nothing(&mut consumer, "all of it is done");
+    broker.shutdown().await.unwrap();
 }
 
 async fn a_pull_consumer_commits_with_its_effects(store: Store) {

@@ -1,11 +1,13 @@
 //! Messages of one queue in a consumer's hands, settled together.
 
 use std::ops::{Deref, Range};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cuemq_storage_api::{QueueKey, QueueOffset};
 use tokio::sync::oneshot;
 
+use super::acknowledgeable::sealed::{Acknowledge, Part};
+use super::pledge::{Acknowledged, DeliveryPledge, Hand, in_a_transaction};
 use super::release_if_free;
 use super::session::{Claim, Given, Records, Session};
 use super::{Delivery, Received};
@@ -29,6 +31,8 @@ pub struct Batch {
     holder: Option<Arc<Session>>,
     lease: Lease,
     redeliveries: u32,
+    /// There once a transaction has acknowledged it.
+    pledge: OnceLock<Arc<DeliveryPledge>>,
 }
 
 impl std::fmt::Debug for Batch {
@@ -59,14 +63,15 @@ impl Batch {
         let Given { key, lease, records, redeliveries, holder } = given;
         let count = records.as_slice().len();
         tracing::trace!(queue = %key, count, member = %session.member, "deliver");
-        let (store_id, bytes) = (keeper.shared().store_id, payload_bytes(records.as_slice().iter()));
+        let store_id = keeper.shared().store_id;
+        let bytes = records.as_slice().iter().map(|stored| stored.record.payload_bytes()).sum();
         let received = |stored| Received::new(key.clone(), stored, store_id, redeliveries);
         let messages = match records {
             Records::One(stored) => vec![received(stored)],
             Records::Many(stored) => stored.into_iter().map(received).collect(),
         };
         let (keeper, group, session) = (Arc::clone(keeper), Arc::clone(group), Arc::clone(session));
-        Self { messages, bytes, keeper, group, session, holder, lease, redeliveries }
+        Self { messages, bytes, keeper, group, session, holder, lease, redeliveries, pledge: OnceLock::new() }
     }
 
     /// Declares all of its messages done and resolves once that is stored, as [`Delivery::ack`] does for one.
@@ -75,24 +80,43 @@ impl Batch {
     /// `Stale` when the messages belong to another member by now: they will be delivered there.
     pub async fn ack(mut self) -> Result<()> {
         let (sender, receiver) = oneshot::channel();
-        self.acknowledge(Some(sender));
+        match self.take_the_say() {
+            Hand::Holder => self.acknowledge(Some(sender)),
+            Hand::Done => return Ok(()),
+            Hand::Transaction | Hand::Abandoned => return Err(in_a_transaction()),
+        }
         receiver.await.unwrap_or_else(|_| Err(Error::lost("the acknowledgement")))
     }
 
     /// Declares all of its messages done without waiting for the answer.
     pub fn ack_soon(mut self) {
-        self.acknowledge(None);
+        if self.take_the_say() == Hand::Holder {
+            self.acknowledge(None);
+        }
     }
 
-    /// The messages one by one, each to be settled by itself.
+    /// The messages one by one, each to be settled by itself. None when a transaction has acknowledged the batch, or is
+    /// about to: then its outcome decides about all of them.
     #[must_use = "messages that are not acknowledged come again"]
     pub fn into_deliveries(mut self) -> Vec<Delivery> {
+        if self.take_the_say() != Hand::Holder {
+            return Vec::new();
+        }
         let (session, lease, redeliveries) = (&self.session, self.lease, self.redeliveries);
         let deliver = |received| {
             let holder = self.holder.clone();
             Delivery::new(&self.keeper, &self.group, session, received, holder, lease, redeliveries)
         };
         std::mem::take(&mut self.messages).into_iter().map(deliver).collect()
+    }
+
+    /// Takes the say over it for the last time: whether it is the holder's. If not, its messages are a transaction's.
+    fn take_the_say(&mut self) -> Hand {
+        let hand = self.pledge.get().map_or(Hand::Holder, |pledge| pledge.let_go());
+        if hand != Hand::Holder {
+            self.messages.clear();
+        }
+        hand
     }
 
     fn claim<'a>(&'a self, key: &'a QueueKey, records: usize) -> Claim<'a> {
@@ -111,8 +135,31 @@ impl Batch {
     }
 }
 
+impl Acknowledge for Batch {
+    fn acknowledged(&self) -> Part {
+        let make = || {
+            let queue = self.messages.first().expect("a batch has a message until it is settled").queue().clone();
+            Arc::new(DeliveryPledge::new(
+                (&self.keeper, &self.group, &self.session),
+                (queue, self.messages.clone()),
+                self.holder.clone(),
+                self.lease,
+                self.redeliveries,
+            ))
+        };
+        Part(Acknowledged::Delivery(Arc::clone(self.pledge.get_or_init(make))))
+    }
+}
+
 impl Drop for Batch {
     fn drop(&mut self) {
+        if self.messages.is_empty() || self.take_the_say() != Hand::Holder {
+            return;
+        }
+        if let Some(pledge) = self.pledge.get() {
+            // It knows what of the batch turned out to be done.
+            return pledge.come_again();
+        }
         let Some(first) = self.messages.first() else { return };
         let at = self.keeper.shared().clock.now().plus(REDELIVERY_PAUSE);
         let claim = self.claim(first.queue(), self.messages.len());
@@ -121,13 +168,9 @@ impl Drop for Batch {
     }
 }
 
-fn payload_bytes<'a>(records: impl Iterator<Item = &'a cuemq_storage_api::StoredRecord>) -> usize {
-    records.map(|stored| stored.record.payload_bytes()).sum()
-}
-
 /// The offsets of messages in order, neighbours as one range: what a filter or an earlier acknowledgement left out
 /// lies between.
-fn ranges(messages: &[Received]) -> Vec<Range<QueueOffset>> {
+pub(super) fn ranges<'a>(messages: impl IntoIterator<Item = &'a Received>) -> Vec<Range<QueueOffset>> {
     let mut ranges: Vec<Range<QueueOffset>> = Vec::with_capacity(1);
     for message in messages {
         match ranges.last_mut() {

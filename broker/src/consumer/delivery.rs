@@ -8,7 +8,8 @@ use std::time::Duration;
 use cuemq_storage_api::Timestamp;
 use tokio::sync::oneshot;
 
-use super::pledge::{Acknowledged, DeliveryPledge, Hand};
+use super::acknowledgeable::sealed::{Acknowledge, Part};
+use super::pledge::{Acknowledged, DeliveryPledge, Hand, in_a_transaction};
 use super::received::Received;
 use super::release_if_free;
 use super::session::{Claim, Session};
@@ -64,20 +65,6 @@ impl Delivery {
     ) -> Self {
         let (keeper, group, session) = (Arc::clone(keeper), Arc::clone(group), Arc::clone(session));
         Self { received, keeper, group, session, holder, lease, redeliveries, settled: false, pledge: OnceLock::new() }
-    }
-
-    /// What a transaction needs to acknowledge it.
-    pub(crate) fn acknowledged(&self) -> Acknowledged {
-        let make = || {
-            Arc::new(DeliveryPledge::new(
-                (&self.keeper, &self.group, &self.session),
-                self.received.clone(),
-                self.holder.clone(),
-                self.lease,
-                self.redeliveries,
-            ))
-        };
-        Acknowledged::Delivery(Arc::clone(self.pledge.get_or_init(make)))
     }
 
     /// Takes the say over it for the last time: whether it is the holder's, or what a transaction has made of it.
@@ -225,17 +212,27 @@ impl Delivery {
     }
 }
 
+impl Acknowledge for Delivery {
+    fn acknowledged(&self) -> Part {
+        let make = || {
+            Arc::new(DeliveryPledge::new(
+                (&self.keeper, &self.group, &self.session),
+                (self.received.queue().clone(), vec![self.received.clone()]),
+                self.holder.clone(),
+                self.lease,
+                self.redeliveries,
+            ))
+        };
+        Part(Acknowledged::Delivery(Arc::clone(self.pledge.get_or_init(make))))
+    }
+}
+
 impl Drop for Delivery {
     fn drop(&mut self) {
         if !self.settled {
             self.comes_again_at(self.keeper.shared().clock.now().plus(REDELIVERY_PAUSE));
         }
     }
-}
-
-fn in_a_transaction() -> Error {
-    let text = "a transaction acknowledges the message and its outcome is not known yet: that decides";
-    Error::new(ErrorKind::Conflict, text)
 }
 
 fn check_pause(cause: &FailureCause) -> Result<()> {

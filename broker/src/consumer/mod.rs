@@ -1,6 +1,7 @@
 //! Receives messages: as a member of a consumer group ([`Consumer`]), or by offsets that the program keeps in hand
 //! ([`PullConsumer`]).
 
+mod acknowledgeable;
 mod batch;
 mod builder;
 mod delivery;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use cuemq_storage_api::QueueKey;
 use futures_util::future::{Either, select};
 
+pub use acknowledgeable::Acknowledgeable;
 pub use batch::Batch;
 pub use builder::{ConsumerBuilder, StartAt};
 pub use delivery::Delivery;

@@ -1,30 +1,37 @@
-//! What a transaction takes out of its program's hands until its outcome is known: deliveries, and the positions of
-//! pull consumers.
+//! What a transaction takes out of its program's hands until its outcome is known: deliveries and batches, popped
+//! messages, and the positions of pull consumers.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cuemq_storage_api::{QueueKey, QueueOffset};
 
+use super::batch::ranges;
 use super::received::Received;
 use super::release_if_free;
 use super::session::{Claim as SessionClaim, Session};
 use crate::actors::group::{Claim, GroupHandle};
 use crate::broker::Keeper;
 use crate::domain::membership::Lease;
+use crate::domain::pop_receipt::PopReceipt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::REDELIVERY_PAUSE;
 
-/// One delivery, as its holder and transactions share it.
+/// One delivery, or a batch, as its holder and transactions share it.
 pub(crate) struct DeliveryPledge {
     keeper: Arc<Keeper>,
     group: Arc<GroupHandle>,
     session: Arc<Session>,
-    received: Received,
+    queue: QueueKey,
+    /// At least one, in the queue's order.
+    messages: Vec<Received>,
     /// Who holds the queue, if it is another member.
     holder: Option<Arc<Session>>,
     lease: Lease,
     redeliveries: u32,
     hand: Mutex<Hand>,
+    /// What of a batch a refused transaction found to be done: it does not come again.
+    done_before: Mutex<Vec<Range<QueueOffset>>>,
 }
 
 /// Who has the say over a delivery.
@@ -43,13 +50,14 @@ pub(super) enum Hand {
 impl DeliveryPledge {
     pub(super) fn new(
         (keeper, group, session): (&Arc<Keeper>, &Arc<GroupHandle>, &Arc<Session>),
-        received: Received,
+        (queue, messages): (QueueKey, Vec<Received>),
         holder: Option<Arc<Session>>,
         lease: Lease,
         redeliveries: u32,
     ) -> Self {
         let (keeper, group, session) = (Arc::clone(keeper), Arc::clone(group), Arc::clone(session));
-        Self { keeper, group, session, received, holder, lease, redeliveries, hand: Mutex::new(Hand::Holder) }
+        let (hand, done_before) = (Mutex::new(Hand::Holder), Mutex::default());
+        Self { keeper, group, session, queue, messages, holder, lease, redeliveries, hand, done_before }
     }
 
     /// Who has the say now.
@@ -61,15 +69,15 @@ impl DeliveryPledge {
         self.hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn claim(&self) -> SessionClaim<'_> {
-        let bytes = self.received.stored().record.payload_bytes();
-        let holder = self.holder.as_ref();
-        SessionClaim { key: self.received.queue(), lease: self.lease, records: 1, bytes, holder }
+    fn claim(&self, messages: &[&Received]) -> SessionClaim<'_> {
+        let (records, holder) = (messages.len(), self.holder.as_ref());
+        let bytes = messages.iter().map(|received| received.stored().record.payload_bytes()).sum();
+        SessionClaim { key: &self.queue, lease: self.lease, records, bytes, holder }
     }
 
     fn pledge(&self) -> Result<()> {
         let mut hand = self.lock();
-        let (queue, offset) = (self.received.queue(), self.received.offset());
+        let (queue, offset) = (&self.queue, self.messages.first().map_or(QueueOffset::ZERO, |first| first.offset()));
         match *hand {
             Hand::Holder => {
                 *hand = Hand::Transaction;
@@ -98,20 +106,58 @@ impl DeliveryPledge {
 
     fn committed(&self) {
         *self.lock() = Hand::Done;
-        // The group has heard of it by now.
-        let settled = self.session.acknowledged(self.claim(), &[self.received.range()]);
-        release_if_free(&self.group, settled, self.claim());
+        self.settled(&self.messages.iter().collect::<Vec<_>>());
+    }
+
+    /// The group knows that these are done.
+    fn settled(&self, messages: &[&Received]) {
+        let claim = self.claim(messages);
+        let settled = self.session.acknowledged(claim, &ranges(messages.iter().copied()));
+        release_if_free(&self.group, settled, claim);
     }
 
     fn given_back(&self) {
         let before = std::mem::replace(&mut *self.lock(), Hand::Holder);
         if before == Hand::Abandoned {
-            let at = self.keeper.shared().clock.now().plus(REDELIVERY_PAUSE);
-            let stored = std::iter::once(self.received.stored().clone());
-            let settled = self.session.again_at(self.claim(), stored, self.redeliveries, at);
-            release_if_free(&self.group, settled, self.claim());
+            self.come_again();
         }
     }
+
+    /// Nobody has settled it: it comes again after a pause, but for what is done.
+    pub(super) fn come_again(&self) {
+        let at = self.keeper.shared().clock.now().plus(REDELIVERY_PAUSE);
+        let done = self.done_before.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_done = |received: &&Received| done.iter().any(|range| range.contains(&received.offset()));
+        let (done, open): (Vec<&Received>, Vec<&Received>) = self.messages.iter().partition(is_done);
+        if !done.is_empty() {
+            self.settled(&done);
+        }
+        if !open.is_empty() {
+            let claim = self.claim(&open);
+            let stored = open.iter().map(|received| received.stored().clone());
+            let settled = self.session.again_at(claim, stored, self.redeliveries, at);
+            release_if_free(&self.group, settled, claim);
+        }
+    }
+
+    /// These were done before the transaction; whether that is all of it.
+    fn found_done(&self, done: Vec<Range<QueueOffset>>) -> bool {
+        let all = self.messages.iter().all(|received| done.iter().any(|range| range.contains(&received.offset())));
+        *self.done_before.lock().unwrap_or_else(PoisonError::into_inner) = done;
+        all
+    }
+}
+
+/// Whoever wants to settle what a transaction has in hand hears this.
+pub(super) fn in_a_transaction() -> Error {
+    let text = "a transaction acknowledges the message and its outcome is not known yet: that decides";
+    Error::new(ErrorKind::Conflict, text)
+}
+
+/// A popped message. Nobody has to give it up: until the transaction is written its group's actor does nothing else.
+pub(crate) struct PopPledge {
+    pub(super) group: Arc<GroupHandle>,
+    pub(super) receipt: PopReceipt,
 }
 
 /// Where a pull consumer is in one queue, and where its group shall be.
@@ -139,14 +185,18 @@ pub(super) fn note(committed: &Committed, to: QueueOffset) {
 #[derive(Clone)]
 pub(crate) enum Acknowledged {
     Delivery(Arc<DeliveryPledge>),
+    Popped(Arc<PopPledge>),
     Position(Arc<PositionPledge>),
 }
 
 impl Acknowledged {
-    /// Whether both are the same delivery.
+    /// Whether both are the same delivery, of the same message.
     pub(crate) fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Delivery(one), Self::Delivery(other)) => Arc::ptr_eq(one, other),
+            (Self::Popped(one), Self::Popped(other)) => {
+                one.receipt == other.receipt && one.group.name() == other.group.name()
+            }
             _ => false,
         }
     }
@@ -179,11 +229,14 @@ impl Pledged {
             Acknowledged::Delivery(delivery) => {
                 let claim = Claim::Delivered {
                     member: delivery.session.member.clone(),
-                    queue: delivery.received.queue().clone(),
+                    queue: delivery.queue.clone(),
                     lease: delivery.lease,
-                    ranges: vec![delivery.received.range()],
+                    ranges: ranges(&delivery.messages),
                 };
                 (Arc::clone(&delivery.group), claim)
+            }
+            Acknowledged::Popped(popped) => {
+                (Arc::clone(&popped.group), Claim::Popped { receipt: popped.receipt.clone() })
             }
             Acknowledged::Position(position) => {
                 let (queue, from) = (position.queue.clone(), known(&position.committed));
@@ -197,7 +250,18 @@ impl Pledged {
         match self.0.take() {
             Some(Acknowledged::Delivery(delivery)) => delivery.committed(),
             Some(Acknowledged::Position(position)) => note(&position.committed, position.to),
-            None => {}
+            // Its group ends the delivery itself.
+            Some(Acknowledged::Popped(_)) | None => {}
+        }
+    }
+
+    /// The transaction is refused, because these messages were done before: they shall not come again. The rest goes
+    /// back to its holder's hands.
+    pub(crate) fn done_before(self, done: Vec<Range<QueueOffset>>) {
+        if let Some(Acknowledged::Delivery(delivery)) = &self.0
+            && delivery.found_done(done)
+        {
+            self.committed();
         }
     }
 }

@@ -9,6 +9,7 @@ use cuemq_storage_api::TopicName;
 use tokio::sync::oneshot;
 
 use super::builder::{StartAt, filters_of};
+use super::pledge::{Acknowledged, PopPledge};
 use super::popped::Popped;
 use crate::actors::group::{GroupHandle, PopRequest, Start, Ticket, Wish};
 use crate::actors::root::EnsureGroup;
@@ -113,7 +114,18 @@ impl PopConsumer {
     }
 }
 
+impl PopConsumer {
+    /// What a transaction needs to acknowledge the message of a receipt.
+    pub(crate) fn acknowledged(&self, receipt: &PopReceipt) -> Acknowledged {
+        self.desk.acknowledged(receipt)
+    }
+}
+
 impl Desk {
+    pub(super) fn acknowledged(&self, receipt: &PopReceipt) -> Acknowledged {
+        Acknowledged::Popped(Arc::new(PopPledge { group: Arc::clone(&self.group), receipt: receipt.clone() }))
+    }
+
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T>>) -> PopRequest) -> Result<T> {
         self.group.ask_pop(request).await
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cuemq_storage_api::Timestamp;
 
+use super::acknowledgeable::sealed::{Acknowledge, Part};
 use super::pop::Desk;
 use super::received::Received;
 use crate::actors::group::PoppedRecord;
@@ -87,5 +88,11 @@ impl Popped {
     pub async fn renew(&mut self, invisible: Duration) -> Result<()> {
         (self.receipt, self.until) = self.desk.renew(&self.receipt, invisible).await?;
         Ok(())
+    }
+}
+
+impl Acknowledge for Popped {
+    fn acknowledged(&self) -> Part {
+        Part(self.desk.acknowledged(&self.receipt))
     }
 }

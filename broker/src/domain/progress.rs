@@ -153,7 +153,7 @@ impl Progress {
     /// # Errors
     /// When too many messages would be open below the range's end; nothing has changed then.
     pub(crate) fn ack_range(&mut self, range: Range<QueueOffset>) -> Result<Acked, BeyondWindow> {
-        if range.end > self.window_end() && self.open_below(range.start) > MAX_OPEN_MESSAGES {
+        if !self.accepts(&range) {
             return Err(BeyondWindow { end: self.window_end() });
         }
         let before = self.committed;
@@ -163,6 +163,12 @@ impl Progress {
             true => Acked::Kept,
             false => Acked::Again,
         })
+    }
+
+    /// Whether [`ack_range`](Self::ack_range) would take these.
+    #[must_use]
+    pub(crate) fn accepts(&self, range: &Range<QueueOffset>) -> bool {
+        range.end <= self.window_end() || self.open_below(range.start) <= MAX_OPEN_MESSAGES
     }
 
     /// Whether a message can be withdrawn: one within the window always, one beyond it as long as there are few gaps.

@@ -6,6 +6,7 @@
 
 pub(crate) mod checker;
 pub(crate) mod counting;
+pub(crate) mod effects;
 pub(crate) mod popping;
 pub(crate) mod power;
 pub(crate) mod store;

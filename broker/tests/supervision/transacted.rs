@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cuemq::{ApplicationTransaction, Delivery, ErrorKind, Result};
+use cuemq::{ApplicationTransaction, Committed, ErrorKind, Received, Result};
 
 use super::Walk;
 use crate::common::checker::{number_of, numbered};
@@ -10,27 +10,35 @@ use crate::common::{next, soon};
 
 const GROUP: &str = "bookkeepers";
 const MESSAGES: u64 = 4;
+const SECOND: Duration = Duration::from_secs(1);
 
-/// Books messages, each with its acknowledgement.
+/// Books messages, each with its acknowledgement: first some that are popped, then the others.
 pub(super) async fn book(walk: &Walk) {
     let broker = &walk.broker;
     let producer = walk.again(async || broker.producer("bills").await).await;
     for n in 0..MESSAGES {
         walk.again(async || producer.send(numbered(n)).await).await;
     }
+    let popper =
+        walk.again(async || broker.pop_consumer(GROUP).subscribe("bills").invisible(SECOND).build().await).await;
+    while booked(walk).await < MESSAGES / 2 {
+        for popped in walk.again(async || popper.pop(1, Duration::ZERO).await).await {
+            let work = |t: &mut ApplicationTransaction| enter(t, &popped).and_then(|()| t.ack(&popped));
+            tell(walk, soon("an answer", broker.transaction(work)).await);
+        }
+        // What was lost comes again, or its receipt is stale.
+        walk.clock.advance(SECOND);
+    }
+    drop(popper);
     let mut consumer = walk.again(async || broker.consumer(GROUP).subscribe("bills").build().await).await;
-    let mut settled = 0;
+    let mut settled = booked(walk).await;
     while settled < MESSAGES {
         let delivery = next(&mut consumer).await;
-        match soon("an answer", broker.transaction(|t| enter(t, &delivery))).await {
-            Ok(_) => {}
-            // It surely did nothing.
-            Err(error) if error.kind() == ErrorKind::NotStored => {}
-            Err(error) => walk.mishap(&error),
-        }
+        let work = |t: &mut ApplicationTransaction| enter(t, &delivery).and_then(|()| t.ack(&delivery));
+        tell(walk, soon("an answer", broker.transaction(work)).await);
         drop(delivery);
         // What was lost comes again after a second.
-        walk.clock.advance(Duration::from_secs(1));
+        walk.clock.advance(SECOND);
         settled = booked(walk).await;
     }
     assert_eq!(settled, MESSAGES, "each once");
@@ -38,11 +46,18 @@ pub(super) async fn book(walk: &Walk) {
     assert_eq!(lag, 0, "what is booked is acknowledged");
 }
 
-fn enter(t: &mut ApplicationTransaction, delivery: &Delivery) -> Result<()> {
-    let key = number_of(delivery).to_string();
+fn enter(t: &mut ApplicationTransaction, bill: &Received) -> Result<()> {
+    let key = number_of(bill).to_string();
     let times = t.get("bills", &key)?.map_or(0, |row| row[0]);
-    t.put("bills", &key, vec![times + 1])?;
-    t.ack(delivery)
+    t.put("bills", &key, vec![times + 1])
+}
+
+fn tell(walk: &Walk, result: Result<Committed<()>>) {
+    match result {
+        // It surely did nothing, or its receipt was made stale.
+        Err(error) if !matches!(error.kind(), ErrorKind::NotStored | ErrorKind::Stale) => walk.mishap(&error),
+        _ => {}
+    }
 }
 
 /// How many effects there are.

@@ -103,9 +103,8 @@ impl Submission {
     fn refuse(mut self, refused: Refused) {
         let error = match refused.why {
             ClaimRefused::Refused(error) => error,
-            ClaimRefused::DoneBefore(error) => {
-                // So it shall not come again.
-                self.pledges.swap_remove(refused.number).committed();
+            ClaimRefused::DoneBefore(error, done) => {
+                self.pledges.swap_remove(refused.number).done_before(done);
                 error
             }
         };

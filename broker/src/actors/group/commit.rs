@@ -4,6 +4,7 @@
 //! From its answer until the write is applied or given up the group handles nothing else and holds those rows back: one
 //! of its own that got in between would take back what the transaction acknowledges, or be taken back by it.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
@@ -15,6 +16,8 @@ use super::{GroupActor, KIND};
 use crate::actors::application::PrepareReply;
 use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
+use crate::domain::pop::DeliveryId;
+use crate::domain::pop_receipt::PopReceipt;
 use crate::domain::progress::Progress;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -23,6 +26,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub(crate) enum Claim {
     /// Messages that a member has in its hands are done.
     Delivered { member: MemberId, queue: QueueKey, lease: Lease, ranges: Vec<Range<QueueOffset>> },
+    /// A popped message is done.
+    Popped { receipt: PopReceipt },
     /// Consumption goes on elsewhere, if it stands where whoever asks thinks it does.
     Position { queue: QueueKey, from: Option<QueueOffset>, to: QueueOffset },
 }
@@ -30,8 +35,8 @@ pub(crate) enum Claim {
 /// Why a claim is not good.
 #[derive(Debug)]
 pub(crate) enum ClaimRefused {
-    /// The message was done before.
-    DoneBefore(Error),
+    /// These messages of it were done before.
+    DoneBefore(Error, Vec<Range<QueueOffset>>),
     /// Anything else.
     Refused(Error),
 }
@@ -41,9 +46,29 @@ pub(crate) enum ClaimRefused {
 pub(crate) struct Prepared {
     group: GroupName,
     /// For each claim which row it changes and how.
-    claims: Vec<Result<(usize, Claim)>>,
+    claims: Vec<Result<(usize, Checked)>>,
     rows: Vec<HeldRow>,
-    release: oneshot::Sender<Vec<Change>>,
+    /// Popped messages whose claims were carried out.
+    popped: BTreeSet<DeliveryId>,
+    release: oneshot::Sender<Carried>,
+}
+
+/// A claim that is good as far as the group's actor can tell.
+#[derive(Debug)]
+enum Checked {
+    /// These messages are done. A popped one is in flight under this number, and stays so until the outcome is known.
+    Done(Vec<Range<QueueOffset>>, Option<DeliveryId>),
+    Position {
+        from: Option<QueueOffset>,
+        to: QueueOffset,
+    },
+}
+
+/// What was carried out and stored.
+#[derive(Debug, Default)]
+struct Carried {
+    changes: Vec<Change>,
+    popped: BTreeSet<DeliveryId>,
 }
 
 /// How far the group, or a member of a broadcasting group, is in one queue.
@@ -62,14 +87,14 @@ struct HeldRow {
 /// Tells a group that its rows are stored; dropped, that they are not.
 #[derive(Debug)]
 pub(crate) struct Release {
-    changes: Vec<Change>,
-    release: oneshot::Sender<Vec<Change>>,
+    carried: Carried,
+    release: oneshot::Sender<Carried>,
 }
 
 impl Release {
     pub(crate) fn applied(self) {
         // A group that is restarted reads them from storage.
-        let _ = self.release.send(self.changes);
+        let _ = self.release.send(self.carried);
     }
 }
 
@@ -93,19 +118,33 @@ impl GroupActor {
                 rows.len() - 1
             })
         };
-        let claims: Vec<_> = claims
-            .into_iter()
-            .map(|claim| self.check_claim(&claim).map(|owner| (place(owner, &self.offsets), claim)))
-            .collect();
+        let mut in_flight = BTreeSet::new();
+        let mut answers = Vec::with_capacity(claims.len());
+        for claim in claims {
+            let checked = self.check_claim(&claim).and_then(|owner| {
+                let checked = match claim {
+                    Claim::Popped { receipt } => {
+                        let id = self.begin_popped(&receipt)?;
+                        in_flight.insert(id);
+                        Checked::Done(vec![receipt.offset()..receipt.offset().plus(1)], Some(id))
+                    }
+                    Claim::Delivered { ranges, .. } => Checked::Done(ranges, None),
+                    Claim::Position { from, to, .. } => Checked::Position { from, to },
+                };
+                Ok((place(owner, &self.offsets), checked))
+            });
+            answers.push(checked);
+        }
         let (release, released) = oneshot::channel();
         if !rows.is_empty() {
             self.operating = true;
             let holds: Vec<_> = rows.iter().map(|row| self.offsets.hold(row.owner.clone())).collect();
-            ctx.wait(released.into_actor(self).map(move |changes, actor: &mut Self, ctx| {
-                actor.concluded(&holds, changes.unwrap_or_default(), ctx);
+            ctx.wait(released.into_actor(self).map(move |carried, actor: &mut Self, ctx| {
+                actor.concluded(&holds, &in_flight, carried.unwrap_or_default(), ctx);
             }));
         }
-        reply.send(Ok(Prepared { group: self.group.clone(), claims, rows, release }));
+        let (group, popped) = (self.group.clone(), BTreeSet::new());
+        reply.send(Ok(Prepared { group, claims: answers, rows, popped, release }));
     }
 
     /// Prepares what had to wait for the outcome of a failure.
@@ -115,14 +154,22 @@ impl GroupActor {
         }
     }
 
-    /// The changes are stored; or there are none, because they are not.
-    fn concluded(&mut self, holds: &[u64], changes: Vec<Change>, ctx: &mut Context<Self>) {
+    /// What was carried out is stored; or there is nothing, because it is not.
+    fn concluded(
+        &mut self,
+        holds: &[u64],
+        in_flight: &BTreeSet<DeliveryId>,
+        carried: Carried,
+        ctx: &mut Context<Self>,
+    ) {
         self.operating = false;
         // They were put off behind a failure before the transaction, and now it is their turn.
         self.repeat_failures(ctx);
         self.shared.probe(KIND, &self.name, "Concluded");
-        self.offsets.conclude(holds, changes);
+        self.offsets.conclude(holds, carried.changes);
+        in_flight.iter().for_each(|id| self.end_popped(*id, carried.popped.contains(id)));
         self.next_withdrawal(ctx);
+        self.set_deadline(ctx);
     }
 
     fn check_claim(&self, claim: &Claim) -> Result<OffsetOwner> {
@@ -131,6 +178,8 @@ impl GroupActor {
                 self.check_lease(member, queue, *lease)?;
                 Ok(OffsetOwner { queue: queue.clone(), member: self.owner(member) })
             }
+            // Whether its receipt is good is looked at when nothing of its queue is on its way.
+            Claim::Popped { receipt } => Ok(OffsetOwner { queue: receipt.queue().clone(), member: None }),
             Claim::Position { queue, .. } => {
                 if let Some(holding) = self.membership.holding(queue) {
                     let text = format!("member {} reads queue {queue}: let it leave before a commit", holding.member);
@@ -150,25 +199,9 @@ impl Prepared {
             Err(error) => return Err(ClaimRefused::Refused(Error::new(error.kind(), error.to_string()))),
         };
         match claim {
-            Claim::Delivered { queue, ranges, .. } => {
-                for range in ranges {
-                    if row.progress.clone().ack_range(range.clone()).is_err() {
-                        let text = format!("offset {} of queue {queue} was never delivered", range.start);
-                        return Err(ClaimRefused::Refused(Error::new(ErrorKind::OutOfRange, text)));
-                    }
-                    let mut offset = range.start;
-                    while offset < range.end {
-                        if row.progress.is_acked(offset) {
-                            let text =
-                                format!("the message at offset {offset} of queue {queue} was acknowledged before");
-                            return Err(ClaimRefused::DoneBefore(Error::new(ErrorKind::Stale, text)));
-                        }
-                        offset = offset.plus(1);
-                    }
-                }
-                Ok(())
-            }
-            Claim::Position { queue, from, .. } => {
+            Checked::Done(ranges, _) => row.check(ranges),
+            Checked::Position { from, .. } => {
+                let queue = &row.owner.queue;
                 let now = row.known.then(|| row.progress.committed());
                 if now == *from {
                     return Ok(());
@@ -189,14 +222,11 @@ impl Prepared {
         let Ok((row, claim)) = &self.claims[claim] else { return };
         let row = &mut self.rows[*row];
         match claim {
-            Claim::Delivered { ranges, .. } => {
-                for range in ranges {
-                    // Checked before.
-                    let _ = row.progress.ack_range(range.clone());
-                    row.changes.push(Change::Done(row.owner.clone(), range.clone()));
-                }
+            Checked::Done(ranges, in_flight) => {
+                ranges.iter().for_each(|range| row.done(range));
+                self.popped.extend(in_flight);
             }
-            Claim::Position { to, .. } => {
+            Checked::Position { to, .. } => {
                 row.progress.reset(*to);
                 row.changes.push(Change::Reset(row.owner.clone(), *to));
             }
@@ -211,6 +241,33 @@ impl Prepared {
             Offsets::put_of(&self.group, &row.owner, &row.progress, row.unwanted, batch);
             changes.extend(row.changes);
         }
-        Release { changes, release: self.release }
+        Release { carried: Carried { changes, popped: self.popped }, release: self.release }
+    }
+}
+
+impl HeldRow {
+    /// Whether these messages can be declared done.
+    fn check(&self, ranges: &[Range<QueueOffset>]) -> std::result::Result<(), ClaimRefused> {
+        let queue = &self.owner.queue;
+        if let Some(beyond) = ranges.iter().find(|range| !self.progress.accepts(range)) {
+            let text = format!("offset {} of queue {queue} was never delivered", beyond.start);
+            return Err(ClaimRefused::Refused(Error::new(ErrorKind::OutOfRange, text)));
+        }
+        let offsets = ranges.iter().flat_map(|range| range.start.get()..range.end.get()).map(QueueOffset::new);
+        let done: Vec<_> =
+            offsets.filter(|offset| self.progress.is_acked(*offset)).map(|done| done..done.plus(1)).collect();
+        let Some(first) = done.first() else { return Ok(()) };
+        let text = format!(
+            "the message at offset {} of queue {queue} was acknowledged before: nothing is left to do with it",
+            first.start
+        );
+        Err(ClaimRefused::DoneBefore(Error::new(ErrorKind::Stale, text), done))
+    }
+
+    /// Declares messages done that were found good.
+    fn done(&mut self, range: &Range<QueueOffset>) {
+        // Checked before.
+        let _ = self.progress.ack_range(range.clone());
+        self.changes.push(Change::Done(self.owner.clone(), range.clone()));
     }
 }

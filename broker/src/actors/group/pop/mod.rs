@@ -345,11 +345,16 @@ impl GroupActor {
         }
     }
 
-    /// A message that was in flight is done: whoever holds its queue now knows.
+    /// A message that was in flight is done, and whoever holds its queue now knows.
     fn landed(&mut self, flight: &Flight) {
         let range = flight.offset..flight.offset.plus(1);
         let owner = OffsetOwner { queue: flight.queue.clone(), member: None };
-        self.offsets.acknowledge(&self.shared, &owner, vec![range.clone()], false, None);
+        self.offsets.acknowledge(&self.shared, &owner, vec![range], false, None);
+        self.tell_landed(flight);
+    }
+
+    fn tell_landed(&self, flight: &Flight) {
+        let range = flight.offset..flight.offset.plus(1);
         let pool = self.popping.pools.get(&flight.pool);
         let settled = pool.and_then(|pool| pool.session.acknowledged(claim_of(flight), &[range]));
         if settled.is_none()
@@ -373,7 +378,11 @@ impl GroupActor {
         for flight in self.popping.flights.all() {
             let held_by_pool =
                 self.membership.holding(&flight.queue).is_some_and(|held| self.popping.is_pool(&held.member));
-            if !held_by_pool && let Some(stored) = self.fetch_again(&flight)? {
+            let owner = OffsetOwner { queue: flight.queue.clone(), member: None };
+            if self.offsets.is_done(&owner, flight.offset) {
+                // The panic came between a write and the news of it.
+                self.tell_landed(&flight);
+            } else if !held_by_pool && let Some(stored) = self.fetch_again(&flight)? {
                 self.comes_back(&flight, stored);
             }
         }

@@ -46,6 +46,29 @@ impl GroupActor {
         self.answer_when_written(queues, reply, ctx);
     }
 
+    /// A transaction wants to acknowledge a message: until its outcome is known the message stays in flight.
+    pub(in crate::actors::group) fn begin_popped(&mut self, receipt: &PopReceipt) -> Result<DeliveryId> {
+        match self.popping.flights.begin(receipt, PopAnswer::Ack, self.shared.clock.now()) {
+            // Two transactions that are decided together may have the same message; only one of them gets it.
+            Ok(Begun::Started(id, _) | Begun::UnderWay(id)) => Ok(id),
+            Ok(Begun::Already) => {
+                let text =
+                    format!("receipt {receipt:?} was acknowledged before: nothing is left to do with its message");
+                Err(Error::new(ErrorKind::Stale, text))
+            }
+            Err(refused) => Err(self.refusal(receipt, refused)),
+        }
+    }
+
+    /// The outcome of that is known: the message is done, or its time runs on.
+    pub(in crate::actors::group) fn end_popped(&mut self, id: DeliveryId, stored: bool) {
+        if !stored {
+            self.popping.flights.not_ended(id, self.shared.clock.now());
+        } else if let Some(flight) = self.popping.flights.ended(id) {
+            self.tell_landed(&flight);
+        }
+    }
+
     /// Answers once what was acknowledged of all these queues is stored: some may wait for another write of theirs.
     fn answer_when_written(&mut self, queues: BTreeSet<QueueKey>, reply: Answer<()>, ctx: &mut Context<Self>) {
         let mut owners: Vec<OffsetOwner> =
