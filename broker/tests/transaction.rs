@@ -13,8 +13,7 @@ use common::checker::{number_of, numbered};
 use common::store::Store;
 use common::{assert_nothing, manual_clock, read_all, soon, take, text};
 use cuemq::{
-    Broker, Consumer, Decision, ErrorKind, HalfMessage, ManualClock, Message, Timestamp, TransactionId,
-    TransactionProducer,
+    Broker, Consumer, Decision, ErrorKind, HalfMessage, Message, Timestamp, TransactionId, TransactionProducer,
 };
 use tokio::sync::watch;
 
