@@ -1,7 +1,8 @@
-//! The engine's one thread: it fills room ahead of the writer, has the next window's pages ready, and writes the entries
-//! of long tails.
+//! The engine's one thread: it fills room ahead of the writer, settles it where each frame waits for a sync, has the next
+//! window's pages ready, and writes entries of consume queues.
 //!
-//! All of it is also done by the writer, later and in smaller pieces, so the thread may lag, fail or be absent.
+//! All of it but settling is also done by the writer, later and in smaller pieces, and nothing but speed depends on
+//! settling: the thread may lag or be absent. Only a sync of its that fails poisons the store.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,7 @@ use std::thread::{Builder, JoinHandle};
 use cuemq_storage_api::Result;
 
 use crate::commit_log::no_room;
-use crate::store::{LONG_TAIL_ENTRIES, Store};
+use crate::store::Store;
 
 const NAME: &str = "cuemq-mmap-prepare";
 
@@ -65,20 +66,21 @@ impl Preparer {
 
 fn work(store: &Store, is_ending: &AtomicBool) {
     let is_ending = || is_ending.load(Ordering::SeqCst) || store.health.check_writable("prepare").is_err();
-    let has_long_tail = || store.has_long_tail.load(Ordering::Relaxed);
+    let has_to_spill = || store.spills_from.load(Ordering::Relaxed) != 0;
     while !is_ending() {
         store.ahead.take_down();
         if let Some(task) = store.ahead.task() {
             if let Err(error) = store.ahead.carry_out(task) {
-                tracing::debug!(store = store.files.describe(), %error, "room could not be prepared");
+                // The same as for the writer's own sync: the error is reported once, and not for whose bytes.
+                let _ = store.health.poison("prepare", "syncing room of the commit log".to_owned(), error);
             }
-        } else if !has_long_tail() {
-            store.ahead.sleep(|| !is_ending() && store.ahead.task().is_none() && !has_long_tail());
+        } else if !has_to_spill() {
+            store.ahead.sleep(|| !is_ending() && store.ahead.task().is_none() && !has_to_spill());
         }
-        if has_long_tail() {
-            // Before the work, so that a tail that grows meanwhile is seen again.
-            store.has_long_tail.store(false, Ordering::Relaxed);
-            if let Err(error) = store.spill("prepare", LONG_TAIL_ENTRIES) {
+        // Taken before the work, so that a tail that grows meanwhile is seen again.
+        let spills_from = store.spills_from.swap(0, Ordering::Relaxed);
+        if spills_from != 0 {
+            if let Err(error) = store.spill("prepare", spills_from) {
                 tracing::debug!(store = store.files.describe(), %error, "the consume queues could not be written");
             }
         }

@@ -1,12 +1,12 @@
 //! One open store: writing, syncing, closing. Reads are in `reader.rs`, upkeep in `upkeep.rs`.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use cuemq_storage_api::{Applied, Mark, Result, WriteBatch, WriteOperation};
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Published};
 use crate::commit_log::ahead::Ahead;
 use crate::commit_log::segment::Segments;
 use crate::consume_queue::QueueFiles;
@@ -22,7 +22,10 @@ use crate::writer::{Writer, frame_bytes};
 pub(crate) const MAX_BUFFERED_ENTRIES: usize = 1 << 20;
 /// Entries of one queue that are written by the engine's thread while other queues' stay in memory: 384 KiB, which are
 /// copied in tens of microseconds, for as long as nothing can be shown.
-pub(crate) const LONG_TAIL_ENTRIES: usize = 1 << 14;
+const LONG_TAIL_ENTRIES: usize = 1 << 14;
+/// Entries over all queues from which on the engine's thread writes every queue's, so that the writer does not come to
+/// the bound: with thousands of queues that is as many files, each opened, written and closed.
+const MANY_BUFFERED_ENTRIES: usize = MAX_BUFFERED_ENTRIES / 4;
 
 /// An open store, shared by the engine and its thread.
 pub(crate) struct Store {
@@ -46,8 +49,8 @@ pub(crate) struct Store {
     lock: Mutex<Option<Box<dyn LockGuard>>>,
     /// What the thread that prepares room and the writer know of each other.
     pub(crate) ahead: Arc<Ahead>,
-    /// A queue has so many entries in memory that they are worth a write of their own.
-    pub(crate) has_long_tail: AtomicBool,
+    /// Queues with at least so many entries in memory are to be written by the engine's thread; 0 when there are none.
+    pub(crate) spills_from: AtomicUsize,
 }
 
 impl Store {
@@ -68,7 +71,7 @@ impl Store {
             index,
             epoch: log.epoch(),
             ahead: Arc::clone(log.ahead()),
-            has_long_tail: AtomicBool::new(false),
+            spills_from: AtomicUsize::new(0),
             opened_at: end,
             durable: AtomicU64::new(end),
             writer: Mutex::new(Writer::new(log, &catalog)),
@@ -120,7 +123,14 @@ impl Store {
         self.index_keys(&batch, &applied);
         let published = self.catalog_mut("apply")?.publish(&mut writer.staged, writer.log.end().position);
         writer.buffered = published.buffered;
-        if published.longest_tail >= LONG_TAIL_ENTRIES && !self.has_long_tail.swap(true, Ordering::Relaxed) {
+        let spills_from = match published {
+            Published { buffered, .. } if buffered >= MANY_BUFFERED_ENTRIES => 1,
+            Published { longest_tail, .. } if longest_tail >= LONG_TAIL_ENTRIES => LONG_TAIL_ENTRIES,
+            Published { .. } => 0,
+        };
+        // Only the writer sets it, and holds its lock.
+        if spills_from != 0 && self.spills_from.load(Ordering::Relaxed) == 0 {
+            self.spills_from.store(spills_from, Ordering::Relaxed);
             self.ahead.wake();
         }
         Ok(applied)

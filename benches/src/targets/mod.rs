@@ -1,4 +1,4 @@
-//! The twelve targets of the project's speed: each row is measured beside its own limit in the same process and run,
+//! The targets of the project's speed, and of the delivery beside it: each row is measured beside its own limit in the same process and run,
 //! several times in turns, and everything it counts is read back and checked.
 
 mod append;
@@ -6,6 +6,7 @@ mod bare_fjall;
 mod durable;
 mod fetch;
 mod growth;
+mod key_order;
 mod latency;
 mod lsm;
 mod opening;
@@ -66,7 +67,7 @@ impl Target {
 }
 
 /// All targets but the ninth, embedded peers, which has a crate of its own.
-pub const ALL: [Target; 10] = [
+pub const ALL: [Target; 11] = [
     Target { numbers: &[1], title: "raw apply", measure: append::run },
     Target { numbers: &[2, 3], title: "through the actors, and to a consumer and back", measure: through::run },
     Target { numbers: &[4], title: "latency from a send to a handler", measure: latency::run },
@@ -77,6 +78,7 @@ pub const ALL: [Target; 10] = [
     Target { numbers: &[10], title: "queues, groups, backlog, idle topics", measure: growth::run },
     Target { numbers: &[11], title: "start, idle memory, size", measure: start::run },
     Target { numbers: &[12], title: "supervision", measure: supervision::run },
+    Target { numbers: &[13], title: "order by key beside one that hangs", measure: key_order::run },
 ];
 
 /// A rate.
