@@ -5,18 +5,25 @@
 
 #![allow(clippy::print_stdout, reason = "a program for a terminal talks to it")]
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use cuemq::{Broker, Consumer, ErrorKind, TopicSpec};
-use cuemq_examples::shop::{Books, ORDERS, REFUSED, SHIPPING, open_shop, send_next, ship, take_from_stock};
+use cuemq::{Broker, Consumer, ErrorKind, PopConsumer, TopicSpec};
+use cuemq_examples::shop::{
+    Books, ORDERS, REFUSED, SHIPPING, open_shop, send_next, ship, take_carelessly, take_from_stock,
+};
 use cuemq_examples::store::{EngineKind, StoreArguments};
 
 /// Queues of each topic; orders for one good share one.
 const QUEUES: u32 = 4;
 /// How often it is looked whether everything is done.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long shipping waits for the next parcel before it asks again.
+const WAIT: Duration = Duration::from_secs(60);
+/// How many orders a careless shop has not acknowledged, though they are taken.
+const OWED: usize = 8;
 
 /// Takes orders, takes them from the stock and ships them, each exactly once.
 #[derive(Debug, Parser)]
@@ -29,12 +36,18 @@ struct Arguments {
     /// How many orders there shall be
     #[arg(long, default_value_t = 800)]
     orders: u64,
+    /// How many times its goods the shop has in the beginning
+    #[arg(long, default_value_t = 1)]
+    stock_times: u64,
     /// Writes a line for each step that is committed
     #[arg(long)]
     steps: bool,
     /// Only checks what an earlier run has left
     #[arg(long)]
     check: bool,
+    /// Acknowledges orders apart from taking them: for the test that has to find that out
+    #[arg(long, hide = true)]
+    careless: bool,
 }
 
 #[tokio::main]
@@ -84,13 +97,17 @@ async fn work(arguments: &Arguments, broker: &Broker) -> Result<()> {
             _ => {}
         }
     }
-    open_shop(broker).await?;
-    let steps = arguments.steps;
-    let join = async |group: &str, topic: &str| broker.consumer(group).subscribe(topic).build().await;
-    let mut workers = tokio::task::JoinSet::new();
+    open_shop(broker, arguments.stock_times).await?;
+    let (steps, mut workers) = (arguments.steps, tokio::task::JoinSet::new());
+    let packers = broker.pop_consumer("shipping").subscribe(SHIPPING).build().await?;
     for _ in 0..2 {
-        workers.spawn(each(broker.clone(), join("stock", ORDERS).await?, Work::Stock, steps));
-        workers.spawn(each(broker.clone(), join("shipping", SHIPPING).await?, Work::Shipping, steps));
+        let clerk = broker.consumer("stock").subscribe(ORDERS).build().await?;
+        if arguments.careless {
+            workers.spawn(take_each_carelessly(broker.clone(), clerk, steps));
+        } else {
+            workers.spawn(take_each(broker.clone(), clerk, steps));
+        }
+        workers.spawn(ship_each(broker.clone(), packers.clone(), steps));
     }
     let (sender, most) = (broker.clone(), arguments.orders);
     workers.spawn(async move {
@@ -106,30 +123,47 @@ async fn work(arguments: &Arguments, broker: &Broker) -> Result<()> {
     workers.join_next().await.context("there is no worker")??
 }
 
-/// What is done with each message.
-#[derive(Clone, Copy, Debug)]
-enum Work {
-    /// An order is taken from the stock, or refused.
-    Stock,
-    /// What was taken is shipped.
-    Shipping,
+/// Takes each order of a member's queues from the stock, with one transaction.
+async fn take_each(broker: Broker, mut clerk: Consumer, steps: bool) -> Result<()> {
+    loop {
+        let delivery = clerk.next().await?;
+        match take_from_stock(&broker, &delivery).await {
+            Ok(order) => step(steps, &format!("taken {}", order.number)),
+            // Somebody else has the message, or has done it: then it is not ours to do. Or there were too many at once:
+            // dropped, it comes again.
+            Err(error) if matches!(error.kind(), ErrorKind::Stale | ErrorKind::Conflict) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
-/// Handles every message of a consumer with one transaction each.
-async fn each(broker: Broker, mut consumer: Consumer, work: Work, steps: bool) -> Result<()> {
+/// Ships what was taken, parcel by parcel, whichever comes next.
+async fn ship_each(broker: Broker, packers: PopConsumer, steps: bool) -> Result<()> {
     loop {
-        let delivery = consumer.next().await?;
-        let done = match work {
-            Work::Stock => take_from_stock(&broker, &delivery).await,
-            Work::Shipping => ship(&broker, &delivery).await,
-        };
-        match done {
-            Ok(order) => step(steps, &format!("{work:?} {}", order.number)),
-            // Somebody else has the message, or has done it: then it is not ours to do.
-            Err(error) if error.kind() == ErrorKind::Stale => {}
-            // Too many at once: dropped, it comes again.
-            Err(error) if error.kind() == ErrorKind::Conflict => {}
-            Err(error) => return Err(error.into()),
+        for parcel in packers.pop(1, WAIT).await? {
+            match ship(&broker, &parcel).await {
+                Ok(order) => step(steps, &format!("shipped {}", order.number)),
+                Err(error) if error.kind() == ErrorKind::Stale => {}
+                // Too many at once: given back, it comes again.
+                Err(error) if error.kind() == ErrorKind::Conflict => parcel.nack(Some(Duration::ZERO)).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// As [`take_each`], wrongly: the acknowledgement is not part of the transaction, and comes late.
+async fn take_each_carelessly(broker: Broker, mut clerk: Consumer, steps: bool) -> Result<()> {
+    let mut owed = VecDeque::new();
+    loop {
+        let delivery = clerk.next().await?;
+        let order = take_carelessly(&broker, &delivery).await?;
+        step(steps, &format!("taken {}", order.number));
+        owed.push_back(delivery);
+        if owed.len() > OWED
+            && let Some(delivery) = owed.pop_front()
+        {
+            delivery.ack().await?;
         }
     }
 }

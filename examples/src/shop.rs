@@ -1,11 +1,11 @@
 //! A shop whose orders, stock and shipments are in one store: its transactions, and a check of what they have left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use cuemq::{ApplicationTransaction, Broker, Delivery, Error, Message, Received};
+use cuemq::{ApplicationTransaction, Broker, Delivery, Error, Message, Popped, Received};
 use serde::{Deserialize, Serialize};
 
 /// Where orders are sent to.
@@ -14,7 +14,7 @@ pub const ORDERS: &str = "orders";
 pub const SHIPPING: &str = "shipping";
 /// Where orders are sent to for which there was not enough.
 pub const REFUSED: &str = "refused";
-/// What there is to buy, and how much of it there is in the beginning.
+/// What there is to buy, and how much of it there is in the beginning, or so many times that.
 pub const GOODS: [(&str, u64); 4] = [("apples", 400), ("books", 300), ("clocks", 50), ("drums", 900)];
 
 /// Tables: numbers by the name of a good, or by the number of an order.
@@ -50,15 +50,15 @@ impl Order {
     }
 }
 
-/// Fills the stock, once.
+/// Fills the stock with so many times the [`GOODS`], once.
 ///
 /// # Errors
 /// What the transaction meets.
-pub async fn open_shop(broker: &Broker) -> Result<()> {
+pub async fn open_shop(broker: &Broker, times: u64) -> Result<()> {
     let open = |t: &mut ApplicationTransaction| {
-        if t.get(SHOP, "open")?.is_none() {
-            t.put(SHOP, "open", "yes")?;
-            GOODS.iter().try_for_each(|(good, amount)| set(t, STOCK, good, *amount))?;
+        if t.get(SHOP, "times")?.is_none() {
+            set(t, SHOP, "times", times)?;
+            GOODS.iter().try_for_each(|(good, amount)| set(t, STOCK, good, amount * times))?;
         }
         Ok(())
     };
@@ -91,36 +91,51 @@ pub async fn send_next(broker: &Broker, most: u64) -> Result<bool> {
 pub async fn take_from_stock(broker: &Broker, delivery: &Delivery) -> cuemq::Result<Order> {
     let order: Order = delivery.json()?;
     let take = |t: &mut ApplicationTransaction| {
-        let left = get(t, STOCK, &order.good)?;
-        let topic = match left.checked_sub(order.amount) {
-            Some(rest) => {
-                set(t, STOCK, &order.good, rest)?;
-                add(t, ON_THE_WAY, &order.good, order.amount)?;
-                SHIPPING
-            }
-            None => REFUSED,
-        };
-        add(t, HANDLED, &order.number.to_string(), 1)?;
-        t.send(topic, order.message()?)?;
+        take(t, &order)?;
         t.ack(delivery)
     };
     broker.transaction(take).await?;
     Ok(order)
 }
 
+/// The mistake that transactions are there to avoid: the acknowledgement is left to the caller, and whenever the program
+/// ends before that, the order is taken twice.
+///
+/// # Errors
+/// As [`take_from_stock`].
+pub async fn take_carelessly(broker: &Broker, delivery: &Received) -> cuemq::Result<Order> {
+    let order: Order = delivery.json()?;
+    broker.transaction(|t| take(t, &order)).await?;
+    Ok(order)
+}
+
+fn take(t: &mut ApplicationTransaction, order: &Order) -> cuemq::Result<()> {
+    let left = get(t, STOCK, &order.good)?;
+    let topic = match left.checked_sub(order.amount) {
+        Some(rest) => {
+            set(t, STOCK, &order.good, rest)?;
+            add(t, ON_THE_WAY, &order.good, order.amount)?;
+            SHIPPING
+        }
+        None => REFUSED,
+    };
+    add(t, HANDLED, &order.number.to_string(), 1)?;
+    t.send(topic, order.message()?)
+}
+
 /// Ships what was taken from the stock; the acknowledgement is part of it.
 ///
 /// # Errors
 /// As [`take_from_stock`].
-pub async fn ship(broker: &Broker, delivery: &Delivery) -> cuemq::Result<Order> {
-    let order: Order = delivery.json()?;
+pub async fn ship(broker: &Broker, parcel: &Popped) -> cuemq::Result<Order> {
+    let order: Order = parcel.json()?;
     let ship = |t: &mut ApplicationTransaction| {
         let on_the_way = get(t, ON_THE_WAY, &order.good)?;
         let rest = on_the_way.checked_sub(order.amount);
         set(t, ON_THE_WAY, &order.good, rest.ok_or_else(|| Error::aborted("more is shipped than was taken"))?)?;
         add(t, DELIVERED, &order.good, order.amount)?;
         add(t, SHIPPED, &order.number.to_string(), 1)?;
-        t.ack(delivery)
+        t.ack(parcel)
     };
     broker.transaction(ship).await?;
     Ok(order)
@@ -149,6 +164,8 @@ fn add(t: &mut ApplicationTransaction, table: &str, key: &str, more: u64) -> cue
 pub struct Books {
     /// How many orders were sent, by the shop's own count.
     pub sent: u64,
+    /// How many times the [`GOODS`] there were in the beginning; 0 before the shop is open.
+    pub times: u64,
     /// By good: what is in stock, taken from it, and delivered.
     pub stock: BTreeMap<String, u64>,
     /// See `stock`.
@@ -179,6 +196,7 @@ impl Books {
         };
         Ok(Self {
             sent: broker.transaction(|t| get(t, SHOP, "sent")).await?.value,
+            times: broker.transaction(|t| get(t, SHOP, "times")).await?.value,
             stock: goods(table(broker, STOCK).await?),
             on_the_way: goods(table(broker, ON_THE_WAY).await?),
             delivered: goods(table(broker, DELIVERED).await?),
@@ -204,8 +222,8 @@ impl Books {
         let of = |table: &BTreeMap<String, u64>, good: &str| table.get(good).copied().unwrap_or(0);
         for (good, amount) in GOODS {
             let parts = [&self.stock, &self.on_the_way, &self.delivered].map(|table| of(table, good));
-            // Before the shop is open there is nothing at all.
-            if parts.iter().sum::<u64>() != amount && !self.stock.is_empty() {
+            let amount = amount * self.times;
+            if parts.iter().sum::<u64>() != amount {
                 wrong.push(format!("{good}: {parts:?} are in stock, on the way and delivered, together not {amount}"));
             }
             let taken = |orders: &[Order]| orders.iter().filter(|o| o.good == good).map(|o| o.amount).sum::<u64>();
@@ -220,7 +238,8 @@ impl Books {
             let twice = table.iter().filter(|(_, times)| **times != 1);
             wrong.extend(twice.map(|(order, times)| format!("order {order} was {name} {times} times")));
         }
-        let never_sent = self.shipped.keys().filter(|number| !self.shipping.iter().any(|o| o.number == **number));
+        let sent_on: BTreeSet<u64> = self.shipping.iter().map(|order| order.number).collect();
+        let never_sent = self.shipped.keys().filter(|number| !sent_on.contains(number));
         wrong.extend(never_sent.map(|number| format!("order {number} was shipped and never sent on")));
         wrong
     }
@@ -284,6 +303,7 @@ mod tests {
         *stock.get_mut("books").unwrap() -= books;
         Books {
             sent: 3,
+            times: 1,
             stock,
             on_the_way: [("books".to_owned(), books)].into(),
             delivered: [("apples".to_owned(), apples)].into(),

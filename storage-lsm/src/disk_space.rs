@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
 
-/// A disk's size and what is free of it, in bytes.
+/// How much of a disk may be used, and what is free of that, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Room {
     pub(crate) total: u64,
@@ -33,9 +33,11 @@ pub(crate) struct FileSystem(pub(crate) PathBuf);
 impl DiskSpace for FileSystem {
     fn room(&self) -> io::Result<Room> {
         let stat = rustix::fs::statvfs(&self.0)?;
-        // What only root may use does not count as free.
-        let (total, free) = (stat.f_frsize.saturating_mul(stat.f_blocks), stat.f_frsize.saturating_mul(stat.f_bavail));
-        Ok(Room { total, free })
+        // What only root may use is neither in use nor free, as with df: a disk that holds much of it back would be full
+        // for ever.
+        let used = stat.f_blocks.saturating_sub(stat.f_bfree);
+        let bytes = |blocks: u64| stat.f_frsize.saturating_mul(blocks);
+        Ok(Room { total: bytes(used.saturating_add(stat.f_bavail)), free: bytes(stat.f_bavail) })
     }
 }
 

@@ -2,84 +2,45 @@
 //!
 //! The child writes every acknowledgement to its standard output right after the receipt; what has arrived in this
 //! process is the ledger. Afterwards the data directory is read back here and compared with it.
-//!
-//! `CUEMQ_KILL_COUNT` sets the number of kills per engine, `CUEMQ_KILL_SEED` repeats the choice of moments.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and tells its seed")]
 
 mod audit;
 mod child;
+#[path = "../killing/mod.rs"]
+mod killing;
 
-use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 
 use audit::{Problem, Store, Stored, audit};
-use child::{Ended, Moment, run};
+use child::{command, note};
 use cuemq_examples::backlog::Backlog;
 use cuemq_examples::input::Input;
 use cuemq_examples::ledger::Entry;
 use cuemq_examples::store::{EngineKind, FlushKind, StoreArguments};
+use killing::{Campaign, finish};
 
 /// Kills per engine unless the environment says otherwise.
-const KILLS: usize = 10;
+const KILLS: u64 = 10;
 /// A child that is killed has written at most so many entries of its ledger.
 const MOST_ENTRIES: u64 = 1500;
-/// A kill comes up to so many turns of an empty loop after the chosen line.
-const MOST_SPINS: u64 = 60_000;
-/// Children that end by themselves before their moment has come do not count, and may be so many for each kill.
-const CHILDREN_PER_KILL: usize = 4;
-
-/// Numbers that are the same for the same seed (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-
-    fn moment(&mut self) -> Moment {
-        let entries = match self.below(10) {
-            // While the store is opened or read back: nothing is acknowledged yet.
-            0 | 1 => None,
-            _ => Some(self.below(MOST_ENTRIES)),
-        };
-        Moment { entries, spins: self.below(MOST_SPINS) }
-    }
-}
-
-fn from_environment<T: std::str::FromStr>(name: &str) -> Option<T> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?}: give a number")))
-}
 
 /// Runs and kills, runs to the end, and returns the ledger of all acknowledgements.
-fn kill_and_finish(store: &StoreArguments, random: &mut Random) -> Vec<Entry> {
-    let kills = from_environment("CUEMQ_KILL_COUNT").unwrap_or(KILLS);
-    let (mut ledger, mut killed, mut children) = (Vec::new(), 0, 0);
-    while killed < kills {
-        assert!(children < kills * CHILDREN_PER_KILL, "only {killed} of {children} children could be killed in time");
-        children += 1;
-        match run(store, Some(random.moment()), &mut ledger) {
-            Ended::Killed => killed += 1,
-            Ended::Finished => {}
-        }
-    }
-    assert_eq!(run(store, None, &mut ledger), Ended::Finished);
-    println!("{}: {killed} kills, {} acknowledged events", store.engine_name(), ledger.len());
+fn kill_and_finish(store: &StoreArguments, campaign: &mut Campaign) -> Vec<Entry> {
+    let mut ledger = Vec::new();
+    while campaign.kill_next(command(store), |line| note(&mut ledger, line)) {}
+    finish(command(store), |line| note(&mut ledger, line));
+    println!("{}: {} kills, {} acknowledged events", store.engine_name(), campaign.killed(), ledger.len());
     ledger
 }
 
-async fn survives_kills(engine: EngineKind) {
-    let seed = from_environment("CUEMQ_KILL_SEED").unwrap_or_else(|| RandomState::new().hash_one(engine as u8));
-    println!("CUEMQ_KILL_SEED={seed}");
+async fn survives_kills(test: &str, engine: EngineKind) {
+    let mut campaign = Campaign::new(test, KILLS, MOST_ENTRIES);
+    let seed = campaign.seed();
     let directory = tempfile::tempdir().unwrap();
     let store = StoreArguments { engine, dir: directory.path().join("store"), flush: FlushKind::Durable };
-    let mut ledger = kill_and_finish(&store, &mut Random(seed));
+    let mut ledger = kill_and_finish(&store, &mut campaign);
     assert!(!ledger.is_empty(), "nothing was acknowledged, so nothing was tested");
 
     let input = Input::given(None);
@@ -100,12 +61,12 @@ async fn survives_kills(engine: EngineKind) {
 
 #[tokio::test]
 async fn the_commit_log_engine_keeps_what_it_acknowledged() {
-    survives_kills(EngineKind::Mmap).await;
+    survives_kills("the_commit_log_engine_keeps_what_it_acknowledged", EngineKind::Mmap).await;
 }
 
 #[tokio::test]
 async fn the_lsm_engine_keeps_what_it_acknowledged() {
-    survives_kills(EngineKind::Lsm).await;
+    survives_kills("the_lsm_engine_keeps_what_it_acknowledged", EngineKind::Lsm).await;
 }
 
 /// A store with one line of one key per queue offset, and the ledger that fits it.

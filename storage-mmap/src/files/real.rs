@@ -203,8 +203,11 @@ impl FileLayer for RealFiles {
 
     fn disk_space(&self) -> io::Result<DiskSpace> {
         let found = rustix::fs::fstatvfs(&self.root)?;
+        // What only root may use is neither in use nor free, as with df: a disk that holds much of it back would be full
+        // for ever.
+        let used = found.f_blocks.saturating_sub(found.f_bfree);
         Ok(DiskSpace {
-            total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+            total_bytes: used.saturating_add(found.f_bavail).saturating_mul(found.f_frsize),
             free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
         })
     }
