@@ -106,3 +106,33 @@ fn unsafe_stands_in_one_file() {
             .collect();
     assert!(hits.is_empty(), "only the mapping needs it:\n{}", hits.join("\n"));
 }
+
+/// What the library decides by time follows its clock, so that a program's test moves all of it.
+#[test]
+fn timers_are_the_clocks() {
+    let timers = [
+        "tokio::time",
+        "actix_rt::time",
+        "actix::clock",
+        "run_later",
+        "run_interval",
+        "_timeout(",
+        "_timeout_while(",
+        "thread::sleep",
+    ];
+    // Threads that look again, the pause after a panic, the patience of a shutdown, and a fault that never comes: none
+    // of them decides what becomes of a message.
+    let homes = [
+        "broker/src/actors/supervisor.rs",
+        "broker/src/broker.rs",
+        "broker/src/clock.rs",
+        "broker/src/storage/maintenance.rs",
+        "broker/src/storage/sync.rs",
+        "storage-api/src/fault.rs",
+        "storage-lsm/src/fjall_kv.rs",
+    ];
+    let folders = ["broker/src", "storage-api/src", "storage-mmap/src", "storage-lsm/src"];
+    let mut hits = lines_with(&files_of(&folders), &timers);
+    hits.retain(|hit| !homes.iter().any(|home| hit.contains(home)) && !hit.contains("/tests"));
+    assert!(hits.is_empty(), "time enters through a Clock:\n{}", hits.join("\n"));
+}

@@ -115,6 +115,7 @@ async fn work(arguments: &Arguments, broker: &Broker) -> Result<()> {
             step(steps, "sent");
         }
         while !Books::read(&sender).await?.finished(most) {
+            #[allow(clippy::disallowed_methods, reason = "a program looks again from time to time")]
             tokio::time::sleep(LOOK_EVERY).await;
         }
         Ok(())

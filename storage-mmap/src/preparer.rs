@@ -79,10 +79,10 @@ fn work(store: &Store, is_ending: &AtomicBool) {
         }
         // Taken before the work, so that a tail that grows meanwhile is seen again.
         let spills_from = store.spills_from.swap(0, Ordering::Relaxed);
-        if spills_from != 0 {
-            if let Err(error) = store.spill("prepare", spills_from) {
-                tracing::debug!(store = store.files.describe(), %error, "the consume queues could not be written");
-            }
+        if spills_from != 0
+            && let Err(error) = store.spill("prepare", spills_from)
+        {
+            tracing::debug!(store = store.files.describe(), %error, "the consume queues could not be written");
         }
     }
 }

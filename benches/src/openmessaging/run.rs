@@ -1,5 +1,7 @@
 //! Conducts one workload: sets up, warms up, measures, ends, and checks that nothing is missing.
 
+#![allow(clippy::disallowed_methods, reason = "a benchmark looks again from time to time")]
+
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

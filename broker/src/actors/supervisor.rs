@@ -117,7 +117,10 @@ struct Guarded<A: Actor<Context = Context<A>> + Supervised> {
 }
 
 impl<A: Actor<Context = Context<A>> + Supervised> Guarded<A> {
-    /// Decides what follows a panic; false when the actor is given up.
+    /// Decides what follows a panic; false when the actor is given up. How many panics are too many is counted by the
+    /// broker's clock. The pause is one of real time: it spares the machine, and a program whose test has stopped the
+    /// clock gets its actor back without turning it.
+    #[allow(clippy::disallowed_methods, reason = "see above; no rule of the broker depends on how long it takes")]
     fn after_panic(&mut self, panic: &(dyn Any + Send)) -> bool {
         let cause = panic_text(panic);
         let identity = &self.watch.identity;
