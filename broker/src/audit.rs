@@ -47,23 +47,48 @@ pub struct AuditedMove {
 /// # Errors
 /// A failed read; the batch is as it was then.
 pub(crate) fn audit_row(shared: &Shared, batch: &mut WriteBatch, row: &AuditRow) -> Result<()> {
-    let number = shared.take_number();
-    add_row(&**shared.storage.engine(), batch, row, number, MAX_AUDIT_ROWS)
+    let place = AuditPlace { at: batch.stored_at(), number: shared.take_number() };
+    add_row(&**shared.storage.engine(), batch, row, place, MAX_AUDIT_ROWS)
+}
+
+/// Where the row of an operation stands that is made of several writes: each brings it up to date.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct AuditPlace {
+    at: Timestamp,
+    number: u64,
+}
+
+impl AuditPlace {
+    /// The place of an operation that begins now.
+    pub(crate) fn new(shared: &Shared) -> Self {
+        Self { at: shared.clock.now(), number: shared.take_number() }
+    }
+
+    /// As [`audit_row`], at this place.
+    ///
+    /// # Errors
+    /// A failed read; the batch is as it was then.
+    pub(crate) fn put(self, shared: &Shared, batch: &mut WriteBatch, row: &AuditRow) -> Result<()> {
+        add_row(&**shared.storage.engine(), batch, row, self, MAX_AUDIT_ROWS)
+    }
 }
 
 /// Rows are few and operators slow: a look at all keys is cheaper than a count that has to be kept true.
-fn add_row(engine: &dyn Engine, batch: &mut WriteBatch, row: &AuditRow, number: u64, most: usize) -> Result<()> {
-    let mut keys = Vec::new();
+fn add_row(engine: &dyn Engine, batch: &mut WriteBatch, row: &AuditRow, place: AuditPlace, most: usize) -> Result<()> {
+    let (mut keys, place) = (Vec::new(), audit::key(place.at, place.number));
     // More than `most` are there only if two were added at once.
     scan_rows::<Error>(engine, &audit::TABLE, &[], None, usize::MAX, |key, _| {
-        keys.push(key.to_vec());
+        // Its own row is replaced.
+        if *key != place {
+            keys.push(key.to_vec());
+        }
         Ok(())
     })?;
     let too_many = (keys.len() + 1).saturating_sub(most);
     for key in keys.into_iter().take(too_many) {
         batch.delete(&audit::TABLE, key);
     }
-    batch.put(&audit::TABLE, audit::key(batch.stored_at(), number), row.encode());
+    batch.put(&audit::TABLE, place, row.encode());
     Ok(())
 }
 
@@ -112,7 +137,12 @@ mod tests {
             AuditRow { action: AuditAction::Pause, group: None, topic: None, queues: Vec::new(), note: "".into() };
         for n in 0..10 {
             let mut batch = WriteBatch::new(Timestamp::from_millis(i64::try_from(n / 3).unwrap()));
-            add_row(&engine, &mut batch, &row, n, 4).unwrap();
+            let place = AuditPlace { at: batch.stored_at(), number: n };
+            add_row(&engine, &mut batch, &row, place, 4).unwrap();
+            engine.apply(batch).unwrap();
+            // Brought up to date it is the same row.
+            let mut batch = WriteBatch::new(Timestamp::from_millis(99));
+            add_row(&engine, &mut batch, &row, place, 4).unwrap();
             engine.apply(batch).unwrap();
             let rows = engine.scan(&audit::TABLE, &[], None, 100).unwrap();
             let numbers: Vec<u64> = rows.iter().map(|(key, _)| audit::decode_key(key).unwrap().1).collect();

@@ -189,13 +189,15 @@ impl Broker {
     /// Changes how many queues of a topic are written to, up or down, while it is in use. Nothing is lost. Messages
     /// with a sharding key may go to another queue from then on; ordered consumers read nothing that was sent after the
     /// change before their group has consumed everything that was sent before it, so each key keeps its order. Queues
-    /// beyond the new number stay readable. Senders wait until the change is stored.
+    /// beyond the new number stay readable as long as something is stored in one of them or behind it; a change, also one
+    /// to the number that there is, and every opening of the broker look whether that is so. Senders wait until the
+    /// change is stored.
     ///
     /// At most 16 changes are remembered per topic: of those from before which messages are stored, the oldest is
     /// forgotten when every group has passed it.
     ///
     /// # Errors
-    /// `UnknownTopic`; `Invalid` names a bad number, or a topic with a length limit; `Full` names the group that has to pass the oldest change first.
+    /// `UnknownTopic`; `Invalid` names a bad number; `Full` names the group that has to pass the oldest change first.
     /// `NotStored` and others mean that the topic is as it was, and what was sent meanwhile is refused; `Unknown` that
     /// the broker has failed, and finds out when it is reopened.
     pub async fn set_queues(&self, topic: &str, queues: u32) -> Result<TopicDescription> {

@@ -4,11 +4,13 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use cuemq_storage_api::TopicName;
+use cuemq_storage_api::{QueueKey, TopicName};
 use futures_util::future::select;
 
 use crate::actors::group::{DivertId, DivertRequest, GroupHandle, GroupRequest, Operation, Slice};
+use crate::actors::room::Room;
 use crate::broker::{Broker, unknown_topic};
+use crate::domain::length::Size;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_DIVERT_MESSAGES, MAX_NOTE_BYTES, MAX_QUEUES_PER_TOPIC};
 use crate::settings::TopicSpec;
@@ -147,7 +149,8 @@ impl Broker {
     ///
     /// # Errors
     /// `UnknownGroup`, `UnknownTopic`; `Invalid` names a bad name or number, or a broadcasting group; `Conflict` when
-    /// the group diverts this topic already; `NotStored` or `Unknown` when a write failed: what was moved before
+    /// the group diverts this topic already; `Full` when `to` is limited in length, refuses what is too much and has no
+    /// room for the next message: what was moved before stays moved, the rest stays with the group; `NotStored` or `Unknown` when a write failed: what was moved before
     /// stays moved, and another call goes on there.
     pub async fn divert(&self, group: &str, topic: &str, to: &str, mut options: DivertOptions) -> Result<DivertReport> {
         self.shared().check_running()?;
@@ -160,9 +163,9 @@ impl Broker {
         let note = format!("to {to}, until {} are left. {}", options.until_lag, options.note);
         // From the question on: dropped while the answer is awaited it ends as well.
         let diverting = Diverting { group: Arc::clone(&group), id: Some(id.clone()) };
-        let (begun, wakes) = (id.clone(), Arc::clone(&granted));
+        let (begun, wakes, target) = (id.clone(), Arc::clone(&granted), to.clone());
         ask(&group, |reply| DivertRequest::Begin { id: begun, to, note, granted: wakes, reply }).await?;
-        let report = self.slices(&group, &id, &granted, &mut options).await?;
+        let report = self.slices(&group, &id, (&target, &granted), &mut options).await?;
         diverting.end().await?;
         Ok(report)
     }
@@ -184,14 +187,16 @@ impl Broker {
         &self,
         group: &GroupHandle,
         id: &DivertId,
-        granted: &Signal,
+        (to, granted): (&TopicName, &Signal),
         options: &mut DivertOptions,
     ) -> Result<DivertReport> {
         let mut report = DivertReport { moved: 0, slices: 0, lag: 0, stopped: false };
         let (most, until_lag) = (options.slice, options.until_lag);
+        let mut wanted = None;
         loop {
             self.shared().check_running()?;
-            match ask(group, |reply| DivertRequest::Slice { id: id.clone(), most, until_lag, reply }).await? {
+            let rooms = self.rooms_in(to, wanted.take()).await?;
+            match ask(group, |reply| DivertRequest::Slice { id: id.clone(), most, until_lag, rooms, reply }).await? {
                 Slice::Moved { messages, lag } => {
                     (report.moved, report.slices, report.lag) = (report.moved + messages, report.slices + 1, lag);
                     let progress = DivertProgress { moved: report.moved, lag };
@@ -200,6 +205,7 @@ impl Broker {
                         return Ok(report);
                     }
                 }
+                Slice::NoRoom { queue, size } => wanted = Some((queue, size)),
                 Slice::Waits => {
                     let ended = std::pin::pin!(self.shared().state.ended());
                     select(std::pin::pin!(granted.wait()), ended).await;
@@ -210,6 +216,28 @@ impl Broker {
                 }
             }
         }
+    }
+}
+
+impl Broker {
+    /// The room that there is in the queues of a topic if they are limited in length, with some made in one of them.
+    async fn rooms_in(&self, to: &TopicName, wanted: Option<(QueueKey, Size)>) -> Result<Vec<Room>> {
+        let (shared, mut rooms) = (self.shared(), Vec::new());
+        let Some(topic) = shared.topics.get(to) else { return Ok(rooms) };
+        // In the order in which everybody locks.
+        for queue in topic.queues() {
+            let Some(limited) = queue.limited() else { continue };
+            let size = wanted.as_ref().filter(|(key, _)| key == queue.key()).map(|(_, size)| *size);
+            if let Some(error) = size.and_then(|size| limited.too_large(size)) {
+                return Err(error);
+            }
+            let room = limited.room_for(shared, size.unwrap_or_default()).await?;
+            if size.is_some_and(|size| !size.fits_in(room.free)) {
+                return Err(room.refusal(false));
+            }
+            rooms.push(room);
+        }
+        Ok(rooms)
     }
 }
 

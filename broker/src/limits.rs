@@ -114,6 +114,10 @@ pub const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 pub const MAX_QUERY_MESSAGES: usize = 1000;
 /// Payload bytes after which a page of a query ends, full or not.
 pub const MAX_QUERY_BYTES: usize = 8 << 20;
+/// Most entries that a page of a query for tags looks at, over all queues of the topic together.
+pub const MAX_QUERY_SCANNED: u64 = 32_768;
+/// Entries that it looks at in each queue in any case, so that every page gets on.
+pub const MIN_QUERY_SCANNED_OF_QUEUE: u64 = 64;
 /// Most messages of one key that a page of a query looks at; those of one millisecond beyond it are not shown.
 pub const MAX_QUERY_CANDIDATES: usize = 32_768;
 /// Most rows of the audit log; the oldest go.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::checker::{number_of, numbered};
 use common::store::Store;
 use common::{Settler, bodies, manual_clock, next, take, text};
-use cuemq::limits::MAX_QUERY_MESSAGES;
+use cuemq::limits::{MAX_QUERY_MESSAGES, MAX_QUERY_SCANNED};
 use cuemq::storage_api::fault::Operation;
 use cuemq::{
     Broker, Cursor, ErrorKind, ManualClock, Message, Page, Query, QueueOffset, Received, RetryPolicy, Timestamp,
@@ -26,6 +26,7 @@ on_every_engine!(
     by_key,
     keys_that_share_a_hash_are_told_apart,
     tags_that_share_a_hash_are_told_apart_and_others_are_not_read,
+    a_page_of_a_rare_tag_ends_and_goes_on,
     retries_and_dead_letters_can_be_read,
     bad_questions,
 );
@@ -205,6 +206,42 @@ async fn tags_that_share_a_hash_are_told_apart_and_others_are_not_read(store: St
     fetched.store(0, Ordering::SeqCst);
     assert_eq!(broker.query(&Query::topic("orders"), None, 1000).unwrap().messages.len(), 400);
     assert_eq!(fetched.load(Ordering::SeqCst), 400, "without a filter all are read: the count is one");
+    broker.shutdown().await.unwrap();
+}
+
+async fn a_page_of_a_rare_tag_ends_and_goes_on(store: Store) {
+    // All of one millisecond: a page goes on by place, not by time.
+    let clock = manual_clock();
+    let broker = store.open_at(&clock).await;
+    broker.create_topic(TopicSpec::new("orders").queues(2).flush(cuemq::Flush::Buffered)).await.unwrap();
+    let producer = broker.producer("orders").await.unwrap();
+    let of_each = MAX_QUERY_SCANNED / 2;
+    let common = usize::try_from(of_each).unwrap() + 700;
+    let rare = async |body: &str| drop(producer.send(Message::new(body.to_owned()).tag("rare")).await.unwrap());
+    rare("first").await;
+    for _ in 0..2 * common / 100 {
+        producer.send_batch((0..100).map(|_| Message::new("x").tag("common")).collect()).await.unwrap();
+    }
+    rare("middle").await;
+    for _ in 0..2 * common / 100 {
+        producer.send_batch((0..100).map(|_| Message::new("x").tag("common")).collect()).await.unwrap();
+    }
+    rare("last").await;
+    let (mut found, mut after, mut read) = (Vec::new(), None, 0u64);
+    loop {
+        let page = broker.query(&Query::topic("orders").tags("rare"), after, 10).unwrap();
+        read += 1;
+        assert!(after.is_none() || page.next.is_none() || page.next > after, "it gets on");
+        found.extend(bodies(&page.messages));
+        match page.next {
+            Some(next) => after = Some(next.to_string().parse().unwrap()),
+            None => break,
+        }
+    }
+    assert_eq!(found, ["first", "middle", "last"]);
+    assert_eq!(read, 3, "each looks at its share and no more");
+    let none = broker.query(&Query::topic("orders").tags("none"), None, 10).unwrap();
+    assert!(none.messages.is_empty() && none.next.is_some(), "there may be more");
     broker.shutdown().await.unwrap();
 }
 

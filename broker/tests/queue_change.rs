@@ -14,12 +14,17 @@ use common::checker::{Checker, number_of, numbered};
 use common::store::Store;
 use common::{Settler, assert_nothing, manual_clock, next, read_all, soon, take, text};
 use cuemq::storage_api::fault::{Fault, Operation};
-use cuemq::{Broker, Decision, ErrorKind, Flush, HalfMessage, Message, Order, Received, TopicSpec, WorkerHandle};
+use cuemq::storage_api::{TopicName, WriteBatch};
+use cuemq::{
+    Broker, Decision, ErrorKind, Flush, HalfMessage, MaxLength, Message, Order, Overflow, QueueId, QueueKey,
+    QueueOffset, Received, Timestamp, TopicSpec, WorkerHandle,
+};
 use tokio::sync::watch;
 
 on_every_engine!(
     keys_keep_their_order_while_queues_come_and_go,
     keys_keep_their_order_when_they_are_consumed_in_parallel,
+    keys_keep_their_order_in_queues_of_limited_length,
     a_kill_in_the_middle,
     a_group_that_begins_later_keeps_the_order,
     nothing_behind_a_change_comes_before_everything_in_front_of_it,
@@ -27,6 +32,7 @@ on_every_engine!(
     what_was_delayed_or_half_sent_finds_the_new_queues,
     a_change_that_is_not_stored_leaves_the_topic_as_it_was,
     changes_are_bounded,
+    queues_that_have_nothing_left_are_read_no_more,
 );
 
 const KEYS: u64 = 24;
@@ -84,9 +90,13 @@ fn message(key: u64, number: u64) -> Message {
     Message::new(format!("{key}/{number}")).sharding_key(format!("key{key}")).property("number", number.to_string())
 }
 
+fn orders(queues: u32) -> TopicSpec {
+    TopicSpec::new("orders").queues(queues).flush(Flush::Buffered)
+}
+
 async fn open(store: &Store, queues: u32) -> Broker {
     let broker = store.open().await;
-    broker.create_topic(TopicSpec::new("orders").queues(queues).flush(Flush::Buffered)).await.unwrap();
+    broker.create_topic(orders(queues)).await.unwrap();
     broker
 }
 
@@ -112,8 +122,14 @@ async fn produce(broker: &Broker, numbers: std::ops::Range<u64>) {
     };
     let in_batches = async |first: u64| {
         for number in numbers.clone() {
-            let batch = keys(first).map(|key| message(key, number)).collect();
-            producer.send_batch(batch).await.unwrap();
+            let batch = || keys(first).map(|key| message(key, number)).collect();
+            while let Err(refused) = producer.send_batch(batch()).await {
+                // One that waited for one queue, and would go to several of now.
+                assert!(
+                    refused.kind() == ErrorKind::NotStored && refused.to_string().contains("send it again"),
+                    "{refused}"
+                );
+            }
         }
     };
     tokio::join!(one_by_one(0), one_by_one(1), at_once(2), in_batches(3));
@@ -154,15 +170,21 @@ fn counts(broker: &Broker) -> (u32, usize) {
 }
 
 async fn keys_keep_their_order_while_queues_come_and_go(store: Store) {
-    keys_keep_their_order(store, Order::Queue).await;
+    keys_keep_their_order(store, Order::Queue, orders(4)).await;
 }
 
 async fn keys_keep_their_order_when_they_are_consumed_in_parallel(store: Store) {
-    keys_keep_their_order(store, Order::Key).await;
+    keys_keep_their_order(store, Order::Key, orders(4)).await;
 }
 
-async fn keys_keep_their_order(store: Store, order: Order) {
-    let broker = open(&store, 4).await;
+async fn keys_keep_their_order_in_queues_of_limited_length(store: Store) {
+    let limit = MaxLength::of_messages(KEYS * PER_KEY).policy(Overflow::RejectNew);
+    keys_keep_their_order(store, Order::Key, orders(4).max_length(limit)).await;
+}
+
+async fn keys_keep_their_order(store: Store, order: Order, spec: TopicSpec) {
+    let broker = store.open().await;
+    broker.create_topic(spec).await.unwrap();
     let (witness, mut completed) = Witness::new();
     let change = async {
         let mut members = vec![join(&broker, &witness, order).await, join(&broker, &witness, order).await];
@@ -173,7 +195,8 @@ async fn keys_keep_their_order(store: Store, order: Order) {
             assert_eq!(counts(&broker).0, from);
             let topic = soon("the change", broker.set_queues("orders", to)).await.unwrap();
             assert_eq!(topic.written_queues, to);
-            assert_eq!(topic.queues.len(), 16, "what may hold messages stays readable");
+            let readable = topic.queues.len();
+            assert!((usize::try_from(to).unwrap()..=16).contains(&readable), "{readable}");
             members.push(join(&broker, &witness, order).await);
         }
         soon("the last completion", completed.wait_for(|count| *count == KEYS * PER_KEY)).await.unwrap();
@@ -201,7 +224,7 @@ async fn a_kill_in_the_middle(store: Store) {
         store.kill(broker).await;
         drop(members);
         broker = store.open().await;
-        assert_eq!(counts(&broker), (queues, 16));
+        assert_eq!(counts(&broker).0, queues);
     }
     let members = vec![join(&broker, &witness, Order::Queue).await, join(&broker, &witness, Order::Key).await];
     soon("the last completion", completed.wait_for(|count| *count == KEYS * PER_KEY)).await.unwrap();
@@ -361,5 +384,42 @@ async fn changes_are_bounded(store: Store) {
     assert_eq!(counts(&broker), (2, 2));
     let broker = store.reopen(broker).await;
     assert_eq!(counts(&broker), (2, 2));
+    broker.shutdown().await.unwrap();
+}
+
+async fn queues_that_have_nothing_left_are_read_no_more(store: Store) {
+    let broker = open(&store, 4).await;
+    let mut consumer = broker.consumer("group").subscribe("orders").order(Order::Key).build().await.unwrap();
+    broker.set_queues("orders", 16).await.unwrap();
+    for queue in 0..10u32 {
+        let producer = broker.producer("orders").await.unwrap().with_selector(move |_, _| queue);
+        producer.send(queue.to_string()).await.unwrap();
+    }
+    broker.set_queues("orders", 4).await.unwrap();
+    assert_eq!(counts(&broker), (4, 10), "the others never had anything");
+    take(&mut consumer, 10).await;
+    assert_eq!(counts(&broker), (4, 10), "a group that comes later may want it");
+    drop(consumer);
+    broker.shutdown().await.unwrap();
+    // What retention does with the last two.
+    let engine = store.engine();
+    let mut batch = WriteBatch::new(Timestamp::MAX);
+    for queue in [8, 9] {
+        batch
+            .trim(&QueueKey::new(TopicName::new("orders").unwrap(), QueueId::new(queue).unwrap()), QueueOffset::new(1));
+    }
+    engine.apply(batch).unwrap();
+    drop(engine);
+    let broker = store.open().await;
+    assert_eq!(counts(&broker), (4, 8));
+    let mut late = broker.consumer("late").subscribe("orders").build().await.unwrap();
+    assert_eq!(take(&mut late, 8).await.len(), 8);
+    broker.set_queues("orders", 12).await.unwrap();
+    assert_eq!(counts(&broker), (12, 12));
+    let producer = broker.producer("orders").await.unwrap().with_selector(|_, _| 9);
+    assert_eq!(producer.send("again").await.unwrap().offset.unwrap().get(), 1, "offsets go on");
+    let mut consumer = broker.consumer("group").subscribe("orders").order(Order::Key).build().await.unwrap();
+    assert_eq!(text(&take(&mut consumer, 1).await[0]), "again");
+    assert_eq!(text(&take(&mut late, 1).await[0]), "again");
     broker.shutdown().await.unwrap();
 }

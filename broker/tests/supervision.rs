@@ -22,7 +22,7 @@ use cuemq::{Broker, BrokerState, Decision, ErrorKind, HalfMessage, Message, Publ
 use scenario::{Poison, play};
 
 /// Every message and every timer of every kind of actor.
-const POINTS: [(&str, &str); 55] = [
+const POINTS: [(&str, &str); 56] = [
     ("application", "Landed"),
     ("application", "Prepared"),
     ("application", "Submit"),
@@ -45,6 +45,7 @@ const POINTS: [(&str, &str); 55] = [
     ("group", "Deadline"),
     ("group", "Describe"),
     ("group", "Fail"),
+    ("group", "FailInPlace"),
     ("group", "Failed"),
     ("group", "Hold"),
     ("group", "Join"),

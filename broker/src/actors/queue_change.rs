@@ -12,8 +12,10 @@ use cuemq_storage_api::{Engine, TopicName, WriteBatch};
 
 use super::group::{GroupRequest, hold_groups};
 use super::root::{KIND, RootActor};
-use super::topic::TopicHandle;
+use super::topic::{TopicHandle, readable};
+use crate::audit::audit_row;
 use crate::broker::unknown_topic;
+use crate::domain::audit::AuditAction;
 use crate::domain::fence::QueueChange;
 use crate::domain::routing::QueueCount;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +23,7 @@ use crate::limits::{MAX_QUEUE_CHANGES, MAX_QUEUES_PER_TOPIC};
 use crate::settings::Flush;
 use crate::shared::Shared;
 use crate::storage::scan_rows;
+use crate::tables::audit::AuditRow;
 use crate::tables::queue_change;
 use crate::tables::topic::{self, TopicRow};
 
@@ -41,11 +44,9 @@ impl Handler<SetQueues> for RootActor {
         let change = async move {
             let written = check_queues(&m)?;
             let topic = shared.topics.get(&m.name).ok_or_else(|| unknown_topic(&m.name))?;
-            if topic.rules().max_length.is_some() {
-                let text = format!("topic {} limits the length of its queues: their number stays as it is", m.name);
-                return Err(Error::new(ErrorKind::Invalid, text));
-            }
-            if topic.written() != written {
+            let (engine, all) = (shared.storage.engine(), topic.queue_count());
+            // Also when queues that were written to before have nothing more to be read.
+            if topic.written() != written || readable(&**engine, &m.name, written, all)? != all {
                 change(&shared, &topic, written).await?;
             }
             Ok(topic)
@@ -86,20 +87,32 @@ async fn change(shared: &Arc<Shared>, topic: &Arc<TopicHandle>, written: QueueCo
     let forgotten: Vec<u64> = stored.drain(..gone).map(|(number, _)| number).collect();
     let next = stored.last().map_or(0, |(number, _)| number + 1).max(forgotten.last().map_or(0, |number| number + 1));
 
+    let before = topic.written().get();
+    let still = topic.still().await;
     let parked = topic.park(shared, written)?;
+    drop(still);
     shared.storage.landed().await;
     let made = parked.ends()?;
     let mut batch = WriteBatch::new(shared.clock.now());
     let key = topic::key(topic.name());
     let row = shared.storage.engine().get(&topic::TABLE, &key)?.ok_or_else(|| unknown_topic(topic.name()))?;
-    let row = TopicRow { queues: written, read_queues: parked.readable()?, ..TopicRow::decode(&row)? };
+    let readable = parked.readable()?;
+    let row = TopicRow { queues: written, read_queues: readable, ..TopicRow::decode(&row)? };
     batch.put(&topic::TABLE, key, row.encode());
     batch.put(&queue_change::TABLE, queue_change::key(topic.name(), next), queue_change::encode_row(&made));
+    let row = AuditRow {
+        action: AuditAction::QueueChange,
+        group: None,
+        topic: Some(topic.name().clone()),
+        queues: Vec::new(),
+        note: format!("from {before} to {written} queues", written = written.get()),
+    };
+    audit_row(shared, &mut batch, &row)?;
     for number in forgotten {
         batch.delete(&queue_change::TABLE, queue_change::key(topic.name(), number));
     }
     shared.storage.write_and_wait(batch, Flush::Durable).await?;
-    parked.keep(stored.into_iter().map(|(_, change)| change).chain([made]).collect());
+    parked.keep(readable, stored.into_iter().map(|(_, change)| change).chain([made]).collect());
     drop(changing);
     tracing::info!(topic = %topic.name(), queues = written.get(), "the number of queues was changed");
     Ok(())

@@ -4,6 +4,7 @@
 //! to fit still does. Queues without a limit have no lock and are never asked about.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cuemq_storage_api::{GroupName, QueueId, QueueKey, QueueOffset, Record, TopicName, WriteBatch};
 use futures_util::future::join_all;
@@ -21,6 +22,8 @@ pub(crate) struct LimitedQueue {
     key: QueueKey,
     limit: MaxLength,
     lock: Arc<Mutex<()>>,
+    /// Whether somebody is about to look whether it is too long.
+    watched: AtomicBool,
 }
 
 /// Room in one queue, for as long as this is held.
@@ -46,7 +49,7 @@ pub(crate) struct NoRoom {
 
 impl LimitedQueue {
     pub(crate) fn new(key: QueueKey, limit: MaxLength) -> Arc<Self> {
-        Arc::new(Self { key, limit, lock: Arc::default() })
+        Arc::new(Self { key, limit, lock: Arc::default(), watched: AtomicBool::new(false) })
     }
 
     pub(crate) fn limit(&self) -> &MaxLength {
@@ -58,7 +61,25 @@ impl LimitedQueue {
     /// # Errors
     /// When a group could not be asked; nothing shall be written then.
     pub(crate) async fn room_for(self: &Arc<Self>, shared: &Shared, incoming: Size) -> Result<Room> {
-        let lock = Arc::clone(&self.lock).lock_owned().await;
+        let lock = self.lock().await;
+        self.room_under(lock, shared, incoming).await
+    }
+
+    /// Keeps everybody else from appending.
+    pub(crate) async fn lock(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.lock).lock_owned().await
+    }
+
+    /// As [`room_for`](Self::room_for), with the lock at hand.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn room_under(
+        self: &Arc<Self>,
+        lock: OwnedMutexGuard<()>,
+        shared: &Shared,
+        incoming: Size,
+    ) -> Result<Room> {
         let groups = shared.groups.all();
         let asked = groups.iter().map(|(_, group)| {
             let (queue, limit) = (self.key.clone(), self.limit);
@@ -81,6 +102,23 @@ impl LimitedQueue {
             room.without_readers(shared, incoming)?;
         }
         Ok(room)
+    }
+
+    /// Messages came back: has the oldest make way, if there are too many now. It waits for whoever appends, so that what
+    /// is being stored is seen.
+    fn watch(self: &Arc<Self>, shared: &Arc<Shared>) {
+        if self.limit.keeps_places() || self.watched.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (queue, shared) = (Arc::clone(self), Arc::clone(shared));
+        shared.arbiters.control().clone().spawn(async move {
+            let lock = queue.lock().await;
+            // What comes back from here on is looked after again.
+            queue.watched.store(false, Ordering::Release);
+            if let Err(error) = queue.room_under(lock, &shared, Size::default()).await {
+                tracing::warn!(queue = %queue.key, %error, "the oldest could not make way for what came back");
+            }
+        });
     }
 
     fn full(&self, kept: bool) -> Error {
@@ -167,6 +205,19 @@ impl Room {
     pub(crate) fn key(&self) -> &QueueKey {
         &self.queue.key
     }
+}
+
+/// Messages of a queue came back from whoever had them: if its length is limited the limit holds again.
+pub(crate) fn came_back(shared: &Arc<Shared>, queue: &QueueKey) {
+    if let Some(limited) = limited(shared, queue) {
+        limited.watch(shared);
+    }
+}
+
+/// The queue that a message goes to, if that is one with a limit.
+pub(crate) fn limited(shared: &Shared, queue: &QueueKey) -> Option<Arc<LimitedQueue>> {
+    let topic = shared.topics.get(&queue.topic).filter(|topic| topic.rules().max_length.is_some())?;
+    topic.queue(queue.queue).ok()?.limited().cloned()
 }
 
 /// Room for everything that one batch appends to limited queues, all or none.

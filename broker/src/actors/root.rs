@@ -12,7 +12,7 @@ use super::delay::undeliverable;
 use super::group::{GroupHandle, GroupRequest};
 use super::queue_change::read_changes;
 use super::supervisor::{Identity, fail_start};
-use super::topic::TopicHandle;
+use super::topic::{TopicHandle, readable};
 use super::transaction::given_up_topic;
 use crate::audit::audit_row;
 use crate::domain::assignment::AssignmentStrategy;
@@ -115,9 +115,9 @@ impl RootActor {
             Some(false) => Flush::Buffered,
             None => self.shared.settings.flush,
         };
-        let changes =
-            read_changes(&**self.shared.storage.engine(), &name)?.into_iter().map(|(_, change)| change).collect();
-        let counts = (row.queues, row.read_queues);
+        let engine = self.shared.storage.engine();
+        let counts = (row.queues, readable(&**engine, &name, row.queues, row.read_queues)?);
+        let changes = read_changes(&**engine, &name)?.into_iter().map(|(_, change)| change.within(counts.1)).collect();
         let handle = Arc::new(TopicHandle::new(&self.shared, name.clone(), counts, changes, flush, row.rules)?);
         self.shared.topics.insert(name.clone(), Arc::clone(&handle));
         for (_, group) in self.shared.groups.all() {

@@ -12,6 +12,7 @@ use super::release_if_free;
 use super::session::{Claim, Given, Records, Session};
 use super::{Delivery, Received};
 use crate::actors::group::GroupHandle;
+use crate::actors::room::came_back;
 use crate::broker::Keeper;
 use crate::domain::membership::Lease;
 use crate::error::{Error, Result};
@@ -164,7 +165,8 @@ impl Drop for Batch {
         let at = self.keeper.shared().clock.now().plus(REDELIVERY_PAUSE);
         let claim = self.claim(first.queue(), self.messages.len());
         let records = self.messages.iter().map(|received| received.stored().clone());
-        release_if_free(&self.group, self.session.again_at(claim, records, self.redeliveries, at), claim);
+        release_if_free(&self.group, self.session.again_at(claim, records, self.redeliveries + 1, at), claim);
+        came_back(self.keeper.shared(), first.queue());
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cuemq_storage_api::Timestamp;
+use cuemq_storage_api::{StoredRecord, Timestamp};
 use tokio::sync::oneshot;
 
 use super::acknowledgeable::sealed::{Acknowledge, Part};
@@ -13,9 +13,11 @@ use super::pledge::{Acknowledged, DeliveryPledge, Hand, in_a_transaction};
 use super::received::Received;
 use super::release_if_free;
 use super::session::{Claim, Session};
-use crate::actors::group::{Failure, GroupHandle, GroupRequest};
+use crate::actors::group::{Failure, GroupHandle, GroupRequest, InPlaceFailure};
+use crate::actors::room::came_back;
 use crate::broker::Keeper;
 use crate::domain::failure::FailureCause;
+use crate::domain::in_place::InPlaceFailures;
 use crate::domain::membership::Lease;
 use crate::domain::order::Order;
 use crate::domain::retry::LONGEST_RETRY_PAUSE;
@@ -86,12 +88,16 @@ impl Delivery {
     }
 
     fn comes_again_at(&mut self, at: Timestamp) {
+        self.comes_again_as(self.received.stored().clone(), self.redeliveries + 1, at);
+    }
+
+    fn comes_again_as(&mut self, stored: StoredRecord, redeliveries: u32, at: Timestamp) {
         if self.settle() != Hand::Holder {
             return;
         }
-        let stored = std::iter::once(self.received.stored().clone());
-        let settled = self.session.again_at(self.claim(), stored, self.redeliveries, at);
+        let settled = self.session.again_at(self.claim(), std::iter::once(stored), redeliveries, at);
         release_if_free(&self.group, settled, self.claim());
+        came_back(self.keeper.shared(), self.received.queue());
     }
 
     /// Declares the message done and resolves once that is stored (in the operating system: losing it to a power cut
@@ -206,9 +212,39 @@ impl Delivery {
         outcome
     }
 
-    /// Has this member deliver the message again after a pause; in order nothing of its queue or key overtakes it.
+    /// Has this member deliver the message again after a pause; in order nothing of its queue or key overtakes it. The
+    /// failed delivery is counted in storage, soon: [`attempts`](Received::attempts) outlive a crash and a move of the
+    /// queue to another member.
     pub fn again_after(mut self, pause: Duration) {
-        self.comes_again_at(self.keeper.shared().clock.now().plus(pause));
+        let at = self.keeper.shared().clock.now().plus(pause);
+        let (stored, redeliveries) = self.failed_in_place(None, None);
+        self.comes_again_as(stored, redeliveries, at);
+    }
+
+    /// As [`again_after`](Self::again_after), with a word on what went wrong, once that is stored.
+    pub(super) async fn again_after_failing(mut self, pause: Duration, error: &str) {
+        let at = self.keeper.shared().clock.now().plus(pause);
+        let (sender, noted) = oneshot::channel();
+        let (stored, redeliveries) = self.failed_in_place(Some(error), Some(sender));
+        if let Ok(Err(error)) = noted.await {
+            tracing::warn!(queue = %self.received.queue(), %error, "a failed delivery was not counted in storage");
+        }
+        self.comes_again_as(stored, redeliveries, at);
+    }
+
+    /// Has the group store that this delivery failed; how the message comes again, and how often it did without saying
+    /// so.
+    fn failed_in_place(&self, error: Option<&str>, reply: Option<oneshot::Sender<Result<()>>>) -> (StoredRecord, u32) {
+        let (stored, now) = (self.received.stored(), self.keeper.shared().clock.now());
+        let failures = self.received.attempts().saturating_add(1);
+        let failures = InPlaceFailures::after(&stored.record, failures, error, now);
+        let marked = failures.mark(&stored.record).ok().filter(|_| !self.session.broadcasting);
+        let Some(record) = marked else { return (stored.clone(), self.redeliveries + 1) };
+        let (queue, offset) = (self.received.queue().clone(), stored.offset);
+        let (member, lease) = (self.session.member.clone(), self.lease);
+        let failure = InPlaceFailure { member, lease, queue, offset, failures, reply };
+        self.group.post(GroupRequest::FailInPlace(Box::new(failure)));
+        (StoredRecord { record, ..stored.clone() }, 0)
     }
 }
 

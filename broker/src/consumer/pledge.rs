@@ -11,6 +11,7 @@ use super::received::Received;
 use super::release_if_free;
 use super::session::{Claim as SessionClaim, Session};
 use crate::actors::group::{Claim, GroupHandle};
+use crate::actors::room::came_back;
 use crate::broker::Keeper;
 use crate::domain::membership::Lease;
 use crate::domain::pop_receipt::PopReceipt;
@@ -135,8 +136,9 @@ impl DeliveryPledge {
         if !open.is_empty() {
             let claim = self.claim(&open);
             let stored = open.iter().map(|received| received.stored().clone());
-            let settled = self.session.again_at(claim, stored, self.redeliveries, at);
+            let settled = self.session.again_at(claim, stored, self.redeliveries + 1, at);
             release_if_free(&self.group, settled, claim);
+            came_back(self.keeper.shared(), open[0].queue());
         }
     }
 

@@ -70,8 +70,8 @@ impl Received {
         self.property_of_broker(ORIGIN_ID).and_then(|text| text.parse().ok()).unwrap_or(self.id)
     }
 
-    /// How often it was delivered before and not acknowledged: 0 at the first delivery. After a crash it may be too
-    /// low, never too high.
+    /// How often it was delivered before and not acknowledged: 0 at the first delivery. What a consumer said of a failed
+    /// delivery counts over crashes; deliveries that were only dropped may be missing after one.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.attempts

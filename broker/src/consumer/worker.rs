@@ -102,8 +102,8 @@ where
     let in_order = delivery.comes_again_in_order();
     let stored = match settlement {
         Settlement::Done => return,
-        Settlement::Failed(_) if in_order => return delivery.again_after(REDELIVERY_PAUSE),
-        Settlement::RetryIn(pause, _) if in_order => return delivery.again_after(pause),
+        Settlement::Failed(error) if in_order => return delivery.again_after_failing(REDELIVERY_PAUSE, &error).await,
+        Settlement::RetryIn(pause, error) if in_order => return delivery.again_after_failing(pause, &error).await,
         Settlement::Failed(error) => delivery.fail(error).await,
         Settlement::RetryIn(pause, error) => delivery.fail_for(pause, error).await,
         Settlement::Rejected(error) => delivery.reject(error).await,

@@ -4,6 +4,7 @@ mod arrivals;
 mod letter;
 mod reading;
 mod redrive;
+mod room;
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ pub use arrivals::{ArrivalHook, Arrivals};
 pub use letter::{DeadLetter, LetterPage, LetterRef};
 pub use redrive::{Redrive, RedriveOptions, RedriveProgress, RedriveTo};
 
-use crate::actors::group::{GroupHandle, GroupRequest, Handled, LetterRequest, LetterToHandle};
+use crate::actors::group::{GroupHandle, GroupRequest, Handled, LetterOperation, LetterRequest, LetterToHandle};
+use crate::audit::AuditPlace;
 use crate::broker::Keeper;
 use crate::domain::letters::{Edited, LetterFilter};
 use crate::error::{Error, ErrorKind, Result};
@@ -95,7 +97,8 @@ impl DeadLetters {
     ///
     /// # Errors
     /// `Conflict` when it was dealt with before, `OutOfRange` when there is no such letter; `UnknownTopic` when its topic
-    /// was deleted; `NotStored` or `Unknown` when the write failed.
+    /// was deleted; `Full` when its queue is limited in length and has no room, and the letter stays open; `NotStored` or
+    /// `Unknown` when the write failed.
     pub async fn redrive(&self, letter: impl Into<LetterRef>, to: RedriveTo) -> Result<Receipt> {
         self.redrive_one(letter.into(), None, to).await
     }
@@ -128,7 +131,7 @@ impl DeadLetters {
             Found::NotOpen(offset) => LetterToHandle { offset, send: None },
             Found::Nowhere => return Err(self.unknown(letter)),
         };
-        let handled = self.handle(to.fate(), vec![wanted], true).await?;
+        let handled = self.handle(to.fate(), vec![wanted], true, &mut self.operation()).await?;
         handled.receipts.into_iter().next().ok_or_else(|| Error::lost("the re-drive"))
     }
 
@@ -144,7 +147,8 @@ impl DeadLetters {
             Found::NotOpen(offset) => offset,
             Found::Nowhere => return Err(self.unknown(letter)),
         };
-        self.handle(Fate::Purged, vec![LetterToHandle { offset, send: None }], true).await.map(|_| ())
+        let letter = vec![LetterToHandle { offset, send: None }];
+        self.handle(Fate::Purged, letter, true, &mut self.operation()).await.map(|_| ())
     }
 
     /// Throws away all letters that the filter means and that are there now; returns how many.
@@ -153,13 +157,14 @@ impl DeadLetters {
     /// `NotStored` or `Unknown` when a write failed; what was purged before it stays purged.
     pub async fn purge(&self, filter: &LetterFilter) -> Result<u64> {
         let (mut at, end, mut purged) = (self.queue.start()?, self.queue.end(), 0);
+        let mut operation = self.operation();
         while at < end {
             let part = self.queue.read(at, end, MAX_LETTER_BATCH, filter)?;
             at = part.next;
             let wanted = part.letters.iter().map(|letter| LetterToHandle { offset: letter.offset(), send: None });
             let wanted: Vec<_> = wanted.collect();
             if !wanted.is_empty() {
-                purged += self.handle(Fate::Purged, wanted, false).await?.letters as u64;
+                purged += self.handle(Fate::Purged, wanted, false, &mut operation).await?.letters as u64;
             }
         }
         Ok(purged)
@@ -205,10 +210,33 @@ impl DeadLetters {
         Ok(ArrivalHook::start(&self.keeper, self.queue.clone(), callback))
     }
 
-    async fn handle(&self, fate: Fate, letters: Vec<LetterToHandle>, strict: bool) -> Result<Handled> {
+    /// What begins now, for the audit log.
+    fn operation(&self) -> LetterOperation {
+        LetterOperation { place: AuditPlace::new(self.keeper.shared()), letters: 0 }
+    }
+
+    async fn handle(
+        &self,
+        fate: Fate,
+        letters: Vec<LetterToHandle>,
+        strict: bool,
+        operation: &mut LetterOperation,
+    ) -> Result<Handled> {
         self.keeper.shared().check_running()?;
-        let request = |reply| GroupRequest::Letters(LetterRequest { fate, letters, strict, reply });
-        self.group.ask(request).await
+        let (shared, mut handled) = (self.keeper.shared(), Handled::default());
+        for mut portion in room::portions(shared, letters) {
+            let rooms = portion.rooms(shared).await?;
+            let (letters, so_far) = (portion.letters, *operation);
+            let request = |reply| {
+                let operation = so_far;
+                GroupRequest::Letters(LetterRequest { fate, letters, strict, operation, rooms, reply })
+            };
+            let Handled { letters, receipts } = self.group.ask(request).await?;
+            operation.letters += letters;
+            handled.letters += letters;
+            handled.receipts.extend(receipts);
+        }
+        Ok(handled)
     }
 
     fn unknown(&self, letter: LetterRef) -> Error {

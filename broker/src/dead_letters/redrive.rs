@@ -95,8 +95,8 @@ pub struct RedriveProgress {
 pub struct Redrive {
     /// Letters sent again.
     pub redriven: u64,
-    /// Letters that the filter means and that were not sent: their topic is gone, or somebody else dealt with them
-    /// meanwhile.
+    /// Letters that the filter means and that were not sent: their topic is gone, their queue is limited in length and
+    /// has no room, or somebody else dealt with them meanwhile.
     pub passed_over: u64,
 }
 
@@ -127,7 +127,7 @@ pub(super) async fn all(letters: &DeadLetters, filter: &LetterFilter, options: R
     let (shared, queue) = (letters.keeper.shared(), &letters.queue);
     let (start, end) = (queue.start()?, queue.end());
     let mut pace = rate.map(|rate| Pace::new(rate, shared.clock.now()));
-    let (mut at, mut redrive) = (start, Redrive::default());
+    let (mut at, mut redrive, mut operation) = (start, Redrive::default(), letters.operation());
     while at < end {
         let most = wait_for_turn(letters, pace.as_mut()).await?;
         let part = queue.read(at, end, most, filter)?;
@@ -135,7 +135,7 @@ pub(super) async fn all(letters: &DeadLetters, filter: &LetterFilter, options: R
         if !part.letters.is_empty() {
             let wanted = part.letters.iter().map(|letter| to_handle(letter, None, to, letters.group.name()));
             let wanted: Vec<_> = wanted.collect::<Result<_>>()?;
-            let sent = letters.handle(to.fate(), wanted, false).await?.letters;
+            let sent = letters.handle(to.fate(), wanted, false, &mut operation).await?.letters;
             pace.iter_mut().for_each(|pace| pace.spend(sent as u64));
             redrive.redriven += sent as u64;
             redrive.passed_over += part.letters.len().saturating_sub(sent) as u64;

@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use cuemq_storage_api::{QueueId, QueueOffset};
 
+use super::routing::QueueCount;
+
 /// One change of a topic's number of queues: where each queue that could be read ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct QueueChange {
@@ -23,6 +25,13 @@ impl QueueChange {
     #[must_use]
     pub(crate) fn new(ends: Vec<QueueOffset>) -> Self {
         Self { ends }
+    }
+
+    /// The same for a topic of which only the first queues are still read: nothing is left in the others to wait for.
+    #[must_use]
+    pub(crate) fn within(mut self, queues: QueueCount) -> Self {
+        self.ends.truncate(usize::try_from(queues.get()).unwrap_or(usize::MAX));
+        self
     }
 
     /// The ends, from queue 0 on.

@@ -7,8 +7,10 @@ use std::ops::Range;
 use cuemq_storage_api::{InvalidInput, QueueOffset, Record};
 use serde::{Deserialize, Serialize};
 
-/// The most that may wait in each queue of a topic: messages that a group has neither consumed nor has at hand. Every
-/// group counts for itself; where no group reads the queue, all that is stored counts.
+/// The most that may wait in each queue of a topic: messages that a group has not consumed. Under
+/// [`Overflow::DropHead`] what its consumers have at hand does not count; under the other policies it does, so that
+/// whatever they give back finds its place. Every group counts for itself; where no group reads the queue, all that is
+/// stored counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct MaxLength {
     /// Most messages, at least 1.
@@ -74,6 +76,21 @@ impl MaxLength {
             return Err(InvalidInput::new(format!("max_length is {self}: it needs at least 1")));
         }
         Ok(())
+    }
+
+    /// Whether what consumers have in their hands keeps its place: nothing makes way for it when it comes back.
+    #[must_use]
+    pub(crate) fn keeps_places(&self) -> bool {
+        self.policy != Overflow::DropHead
+    }
+
+    /// How much of what waits has to go for what comes.
+    #[must_use]
+    pub(crate) fn excess(&self, waiting: Size, incoming: Size) -> Size {
+        if waiting.and(incoming).fits_in(self.whole()) {
+            return Size::default();
+        }
+        waiting.less(self.whole().less(incoming))
     }
 
     /// The room that is left beside what waits.
@@ -236,6 +253,24 @@ mod tests {
         assert_eq!(limit.room_beside(size(9, 300)), size(0, 0));
         assert_eq!(MaxLength::of_messages(3).room_beside(size(1, 30)), size(2, u64::MAX));
         assert!(size(2, 70).fits_in(size(2, 70)) && !size(2, 71).fits_in(size(2, 70)));
+    }
+
+    #[test]
+    fn what_is_too_much_is_known_also_when_nothing_comes() {
+        let limit = MaxLength { messages: Some(3), bytes: Some(100), policy: Overflow::DropHead };
+        for (waiting, incoming, excess) in [
+            (size(3, 100), size(0, 0), size(0, 0)),
+            (size(5, 90), size(0, 0), size(2, 0)),
+            (size(5, 130), size(0, 0), size(2, 30)),
+            (size(3, 90), size(1, 20), size(1, 10)),
+            (size(3, 90), size(9, 20), size(3, 10)),
+        ] {
+            assert_eq!(limit.excess(waiting, incoming), excess, "{waiting:?} and {incoming:?}");
+        }
+        assert_eq!(MaxLength::of_messages(1).excess(size(3, 9), size(0, 0)), size(2, 0));
+        assert!(!limit.keeps_places());
+        assert!(limit.policy(Overflow::RejectNew).keeps_places());
+        assert!(limit.policy(Overflow::RejectNewDeadLetter).keeps_places());
     }
 
     #[test]

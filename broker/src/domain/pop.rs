@@ -137,6 +137,8 @@ pub(crate) struct Pops {
     /// Of deliveries below this that are not remembered, some were in flight when the group lost sight of them.
     interrupted: DeliveryId,
     out: HashMap<DeliveryId, Out>,
+    /// What is out by its place.
+    places: HashMap<QueueKey, BTreeSet<(QueueOffset, DeliveryId)>>,
     /// When to look at what is out. A delivery that is out no more is passed over.
     deadlines: BTreeSet<(Timestamp, DeliveryId)>,
     endings: HashMap<DeliveryId, Ending>,
@@ -156,6 +158,7 @@ impl Pops {
             next: first,
             interrupted: first,
             out: HashMap::new(),
+            places: HashMap::new(),
             deadlines: BTreeSet::new(),
             endings: HashMap::new(),
             ended: VecDeque::new(),
@@ -174,9 +177,16 @@ impl Pops {
         self.settings.max_in_flight.saturating_sub(self.out.len())
     }
 
-    /// The offsets of a queue that are in flight, in no order.
+    /// The offsets of a queue that are in flight, rising.
     pub(crate) fn offsets_of(&self, queue: &QueueKey) -> impl Iterator<Item = QueueOffset> {
-        self.out.values().filter(move |out| out.flight.queue == *queue).map(|out| out.flight.offset)
+        self.places.get(queue).into_iter().flatten().map(|(offset, _)| *offset)
+    }
+
+    /// Whether a message is in flight.
+    #[must_use]
+    pub(crate) fn is_in_flight(&self, queue: &QueueKey, offset: QueueOffset) -> bool {
+        let of_it = (offset, DeliveryId(0))..=(offset, DeliveryId(u64::MAX));
+        self.places.get(queue).is_some_and(|places| places.range(of_it).next().is_some())
     }
 
     /// Everything that is in flight, in no order.
@@ -237,7 +247,7 @@ impl Pops {
     /// What was begun is stored: the delivery has ended.
     pub(crate) fn ended(&mut self, id: DeliveryId) -> Option<Flight> {
         let cause = self.out.get(&id)?.settling?;
-        let out = self.out.remove(&id)?;
+        let out = self.take_out(id)?;
         let ending = match cause {
             Cause::Answer(answer) => Ending::Answered(answer),
             Cause::Expired => Ending::Expired(out.until),
@@ -313,8 +323,10 @@ impl Pops {
 
     /// Loses sight of everything in flight, or of one queue's part of it; returns that.
     pub(crate) fn interrupt(&mut self, of: Option<&QueueKey>) -> Vec<Flight> {
-        let hit = |out: &Out| of.is_none_or(|queue| out.flight.queue == *queue);
-        let ids: Vec<DeliveryId> = self.out.iter().filter(|(_, out)| hit(out)).map(|(id, _)| *id).collect();
+        let ids: Vec<DeliveryId> = match of {
+            Some(queue) => self.places.get(queue).into_iter().flatten().map(|(_, id)| *id).collect(),
+            None => self.out.keys().copied().collect(),
+        };
         self.interrupted = self.next;
         ids.into_iter().filter_map(|id| self.withdraw(id, Ending::Withdrawn)).map(|out| out.flight).collect()
     }
@@ -326,12 +338,24 @@ impl Pops {
         let seal = self.secret.hash_one((queue, offset, id));
         let receipt = PopReceipt { queue: queue.clone(), offset: *offset, delivery: id.0, seal };
         self.deadlines.insert((out.until, id));
+        self.places.entry(queue.clone()).or_default().insert((*offset, id));
         self.out.insert(id, out);
         receipt
     }
 
-    fn withdraw(&mut self, id: DeliveryId, ending: Ending) -> Option<Out> {
+    fn take_out(&mut self, id: DeliveryId) -> Option<Out> {
         let out = self.out.remove(&id)?;
+        if let Some(places) = self.places.get_mut(&out.flight.queue) {
+            places.remove(&(out.flight.offset, id));
+            if places.is_empty() {
+                self.places.remove(&out.flight.queue);
+            }
+        }
+        Some(out)
+    }
+
+    fn withdraw(&mut self, id: DeliveryId, ending: Ending) -> Option<Out> {
+        let out = self.take_out(id)?;
         self.deadlines.remove(&(out.until, id));
         self.remember(id, ending);
         Some(out)

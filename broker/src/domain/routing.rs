@@ -68,6 +68,17 @@ pub(crate) fn by_sharding_key(key: &str, queues: QueueCount) -> QueueId {
     queue_id(u32::try_from(remainder).expect("a remainder is below its u32 divisor"))
 }
 
+/// Where a message goes that waited for a queue while the number of queues changed: by its key, if that chose the queue,
+/// or where it was to go; a queue that is no longer written to is stood in for by another one, the same for all.
+#[must_use]
+pub(crate) fn rerouted(key: Option<&str>, queue: QueueId, before: QueueCount, after: QueueCount) -> QueueId {
+    match key {
+        Some(key) if by_sharding_key(key, before) == queue => by_sharding_key(key, after),
+        _ if after.contains(queue) => queue,
+        _ => queue_id(queue.get() % after.get()),
+    }
+}
+
 /// Takes a topic's queues in turn, from queue 0, for messages without a sharding key.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct RoundRobin {
@@ -145,6 +156,21 @@ mod tests {
         let mut take = |n| robin.choose(count(n)).get();
         assert_eq!([take(2), take(2), take(3), take(3), take(3)], [0, 1, 2, 0, 1]);
         assert_eq!([take(1), take(1)], [0, 0]);
+    }
+
+    #[test]
+    fn what_waited_goes_where_it_would_go_now() {
+        let (before, after) = (count(4), count(3));
+        for key in ["a", "b", "order-1", "order-2"] {
+            let chosen = by_sharding_key(key, before);
+            assert_eq!(rerouted(Some(key), chosen, before, after), by_sharding_key(key, after));
+            let other = queue_id((chosen.get() + 1) % 3);
+            if other != chosen {
+                assert_eq!(rerouted(Some(key), other, before, after), other, "somebody else chose it");
+            }
+        }
+        assert_eq!(rerouted(None, queue_id(2), before, after).get(), 2);
+        assert_eq!(rerouted(None, queue_id(3), before, after).get(), 0);
     }
 
     proptest! {

@@ -9,8 +9,11 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use cuemq_storage_api::{KeyQuery, LocatedRecord, LogPosition, QueueId, QueueKey, QueueOffset, Timestamp, TopicName};
+use cuemq_storage_api::{
+    KeyQuery, LocatedRecord, LogPosition, QueueId, QueueKey, QueueOffset, TagHashes, Timestamp, TopicName,
+};
 
+use stored_order::Stop;
 pub(crate) use stored_order::StoredOrder;
 
 use crate::actors::topic::TopicHandle;
@@ -18,7 +21,9 @@ use crate::broker::{Broker, unknown_topic};
 use crate::consumer::Received;
 use crate::domain::filter::TagFilter;
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::{MAX_QUERY_BYTES, MAX_QUERY_CANDIDATES, MAX_QUERY_MESSAGES};
+use crate::limits::{
+    MAX_QUERY_BYTES, MAX_QUERY_CANDIDATES, MAX_QUERY_MESSAGES, MAX_QUERY_SCANNED, MIN_QUERY_SCANNED_OF_QUEUE,
+};
 use crate::message::MessageId;
 use crate::shared::Shared;
 
@@ -102,23 +107,44 @@ impl FromStr for Cursor {
 pub struct Page {
     /// The messages.
     pub messages: Vec<Received>,
-    /// Where the next page begins; `None` when there is nothing more.
+    /// Where the next page begins; `None` when there is nothing more. A page of a query for rare tags may be short, or
+    /// empty, and there may be more all the same.
     pub next: Option<Cursor>,
 }
 
 impl Page {
     /// Cuts a page off messages of which there may be more.
-    fn of(mut found: impl FnMut() -> Result<Option<Received>>, limit: usize) -> Result<Self> {
+    fn of(mut found: impl FnMut() -> Result<Found>, limit: usize) -> Result<Self> {
         let (mut messages, mut bytes) = (Vec::new(), 0usize);
-        while let Some(received) = found()? {
+        loop {
+            let received = match found()? {
+                Found::Message(received) => received,
+                Found::Stopped(at) => return Ok(Self { messages, next: Some(at) }),
+                Found::Nothing => return Ok(Self { messages, next: None }),
+            };
             if messages.len() == limit || bytes >= MAX_QUERY_BYTES {
                 let next = messages.last().map(Received::cursor);
                 return Ok(Self { messages, next });
             }
             bytes = bytes.saturating_add(received.stored().record.payload_bytes());
-            messages.push(received);
+            messages.push(*received);
         }
-        Ok(Self { messages, next: None })
+    }
+}
+
+/// What looking for the next message brings.
+enum Found {
+    Message(Box<Received>),
+    /// Enough was looked at for one page.
+    Stopped(Cursor),
+    Nothing,
+}
+
+impl Cursor {
+    /// In front of a record that was not looked at.
+    fn before(stop: Stop) -> Self {
+        let position = LogPosition::new(stop.position.get().saturating_sub(1));
+        Self { stored_at: stop.stored_at, position }
     }
 }
 
@@ -201,7 +227,9 @@ impl Broker {
     /// which they were stored, over all queues; with a key newest first. What is stored between two pages shows up
     /// at the end of those in stored order, and not in those of a key.
     ///
-    /// Tags are compared by their hash before any message is read, and by their text before it is shown.
+    /// Tags are compared by their hash before any message is read, and by their text before it is shown. One page looks
+    /// at no more than [`MAX_QUERY_SCANNED`](crate::limits::MAX_QUERY_SCANNED) of these hashes, in each queue its share,
+    /// and then ends, full or not: go on after [`Page::next`] until there is none.
     ///
     /// # Errors
     /// `UnknownTopic`; `Invalid` names a bad queue, tag expression or limit; a failed read.
@@ -244,6 +272,10 @@ impl Search<'_> {
         let mut ranges = Vec::with_capacity(self.queues.len());
         for (queue, end) in &self.queues {
             let start = engine.offset_at(queue, from)?;
+            let start = match self.after {
+                Some(after) => stored_order::first_behind(&**engine, queue, start..*end, after.position)?,
+                None => start,
+            };
             ranges.push((queue.clone(), start..*end));
         }
         self.in_stored_order(ranges)
@@ -252,17 +284,21 @@ impl Search<'_> {
     fn in_stored_order(&self, ranges: Vec<(QueueKey, Range<QueueOffset>)>) -> Result<Page> {
         let engine = self.shared.storage.engine();
         let tags = self.filter.hashes();
-        let mut records = StoredOrder::new(&**engine, &tags, ranges)?;
+        // Where everything is wanted, every entry that is looked at is shown.
+        let most = if tags == TagHashes::All { u64::MAX } else { MAX_QUERY_SCANNED };
+        let of_each = (most / ranges.len().max(1) as u64).max(MIN_QUERY_SCANNED_OF_QUEUE);
+        let mut records = StoredOrder::within(&**engine, &tags, ranges, of_each)?;
         let found = || {
             while let Some(located) = records.next()? {
                 if located.stored.stored_at >= self.stored.end {
-                    return Ok(None);
+                    return Ok(Found::Nothing);
                 }
                 if self.after.is_none_or(|after| located.stored.position > after.position) && self.wants(&located) {
-                    return Ok(Some(self.receive(located)));
+                    return Ok(Found::Message(Box::new(self.receive(located))));
                 }
             }
-            Ok(None)
+            let stop = records.stopped().filter(|stop| stop.stored_at < self.stored.end);
+            Ok(stop.map_or(Found::Nothing, |stop| Found::Stopped(Cursor::before(stop))))
         };
         Page::of(found, self.limit)
     }
@@ -278,13 +314,20 @@ impl Search<'_> {
             let query = KeyQuery { topic: &self.topic, key, from: self.stored.start, to: before, limit: ask };
             let candidates = engine.find(query)?;
             let exhausted = candidates.len() < ask;
+            // Where the next page begins if this one does not fill up.
+            let last = candidates.last().map(|last| (last.stored.stored_at, last.stored.position));
             let mut wanted: Vec<LocatedRecord> = candidates;
             wanted.retain(|located| self.after.is_none_or(|after| located.stored.position < after.position));
             wanted.retain(|located| self.sees(located) && self.wants(located));
             // Where some were sorted out more is asked for, until the page is full or there are no more.
             if exhausted || wanted.len() > self.limit || ask == MAX_QUERY_CANDIDATES {
                 let mut wanted = wanted.into_iter();
-                return Page::of(|| Ok(wanted.next().map(|located| self.receive(located))), self.limit);
+                let rest = last.filter(|_| !exhausted).map(|(stored_at, position)| Cursor { stored_at, position });
+                // Of more in one millisecond than are looked at the rest is not shown.
+                let rest = rest.filter(|rest| self.after.is_none_or(|after| rest.position < after.position));
+                let end = || rest.map_or(Found::Nothing, Found::Stopped);
+                let mut found = || wanted.next().map(|located| Found::Message(Box::new(self.receive(located))));
+                return Page::of(|| Ok(found().unwrap_or_else(end)), self.limit);
             }
             ask = (ask * 4).min(MAX_QUERY_CANDIDATES);
         }

@@ -10,6 +10,7 @@ pub(crate) mod delay;
 pub(crate) mod expiry;
 pub(crate) mod group;
 pub(crate) mod half_message;
+pub(crate) mod in_place;
 pub(crate) mod queue_change;
 pub(crate) mod recurrence;
 pub(crate) mod topic;

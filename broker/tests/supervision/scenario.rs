@@ -237,6 +237,8 @@ async fn consume(walk: &mut Walk, first: &mut Consumer) {
         walk.ack(delivery).await;
     }
     // The second member wants a queue of which the first holds a message: it is released with the acknowledgement.
+    // It comes again at once.
+    walk.next(first).await.again_after(Duration::ZERO);
     let (one, two) = (walk.next(first).await, walk.next(first).await);
     let policy = RetryPolicy::Fixed { pause: Duration::from_secs(7), redeliveries: 9 };
     let build = async || {

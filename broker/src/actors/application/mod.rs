@@ -9,6 +9,7 @@
 
 mod handle;
 mod messages;
+mod rooms;
 mod round;
 mod rows;
 mod write;
@@ -25,6 +26,7 @@ pub(crate) use rows::StoredRows;
 use super::mailbox::{Drain, Inbox};
 use crate::limits::{MAX_ROUND_BYTES, MAX_ROUND_OPERATIONS, MAX_ROUND_TRANSACTIONS};
 use crate::shared::Shared;
+use rooms::{Demands, Rooms};
 use round::Preparing;
 
 pub(crate) const KIND: &str = "application";
@@ -45,6 +47,8 @@ pub(crate) struct ApplicationActor {
 enum Stage {
     /// There is none.
     Idle,
+    /// Room is being found in queues of limited length.
+    FindingRoom(Vec<Submission>),
     /// Groups have been asked.
     Preparing(Preparing),
     /// Its write is on its way.
@@ -62,13 +66,16 @@ impl Actor for ApplicationActor {
 impl Supervised for ApplicationActor {
     fn restarting(&mut self, ctx: &mut Context<Self>) {
         // What was not handed to storage begins anew; dropping the answers of the groups lets them go on.
-        if let Stage::Preparing(preparing) = std::mem::replace(&mut self.stage, Stage::Idle) {
-            preparing.into_submissions().into_iter().rev().for_each(|one| self.waiting.push_front(one));
-        }
+        let submissions = match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Preparing(preparing) => preparing.into_submissions(),
+            Stage::FindingRoom(submissions) => submissions,
+            Stage::Idle | Stage::Writing => Vec::new(),
+        };
+        submissions.into_iter().rev().for_each(|one| self.waiting.push_front(one));
         // What was handed over has to land first: the next round reads what it wrote.
         let storage = self.shared.storage.clone();
         ctx.wait(async move { storage.landed().await }.into_actor(self).map(|(), actor: &mut Self, ctx| {
-            actor.begin_round();
+            actor.begin_round(ctx);
             if actor.inbox.wake_after_restart() {
                 ctx.notify(Drain);
             }
@@ -85,7 +92,7 @@ impl Handler<Drain> for ApplicationActor {
             self.shared.probe(KIND, "committer", command.name());
             self.handle_command(command);
         }
-        self.begin_round();
+        self.begin_round(ctx);
         if !self.inbox.rest() {
             ctx.wait(tokio::task::yield_now().into_actor(self));
             ctx.notify(Drain);
@@ -108,14 +115,31 @@ impl ApplicationActor {
     }
 
     /// Begins the next round, if there is something to do and nothing under way.
-    fn begin_round(&mut self) {
+    fn begin_round(&mut self, ctx: &mut Context<Self>) {
         if self.waiting.is_empty() || !matches!(self.stage, Stage::Idle) {
             return;
         }
-        let Some(me) = self.me.clone() else { return };
-        let submissions = self.take_round();
         self.round += 1;
-        let (preparing, requests) = Preparing::new(submissions);
+        let (submissions, demands) = self.take_round();
+        if demands.is_empty() {
+            return self.prepare_round(submissions, Rooms::default());
+        }
+        self.stage = Stage::FindingRoom(submissions);
+        let (round, found) = (self.round, demands.find(Arc::clone(&self.shared)));
+        ctx.wait(found.into_actor(self).map(move |rooms, actor: &mut Self, _| {
+            if let Stage::FindingRoom(submissions) = &mut actor.stage
+                && actor.round == round
+            {
+                let submissions = std::mem::take(submissions);
+                actor.prepare_round(submissions, rooms);
+            }
+        }));
+    }
+
+    /// Asks the groups whose acknowledgements a round has.
+    fn prepare_round(&mut self, submissions: Vec<Submission>, rooms: Rooms) {
+        let Some(me) = self.me.clone() else { return };
+        let (preparing, requests) = Preparing::new(submissions, rooms);
         self.stage = Stage::Preparing(preparing);
         if requests.is_empty() {
             return self.decide();
@@ -125,17 +149,19 @@ impl ApplicationActor {
         }
     }
 
-    /// Those that waited longest, as many as make one write.
-    fn take_round(&mut self) -> Vec<Submission> {
-        let (mut operations, mut bytes, mut count) = (0, 0, 0);
+    /// Those that waited longest, as many as make one write and as limited queues can hold; with what they send to such.
+    fn take_round(&mut self) -> (Vec<Submission>, Demands) {
+        let (mut operations, mut bytes, mut count, mut demands) = (0, 0, 0, Demands::default());
         for submission in self.waiting.iter().take(MAX_ROUND_TRANSACTIONS) {
             operations += submission.operations;
             bytes += submission.bytes;
-            if count > 0 && (operations > MAX_ROUND_OPERATIONS || bytes > MAX_ROUND_BYTES) {
+            let full = operations > MAX_ROUND_OPERATIONS || bytes > MAX_ROUND_BYTES;
+            // One that fits into no queue comes first once, and is refused.
+            if count > 0 && full || !demands.add(&self.shared, submission) && count > 0 {
                 break;
             }
             count += 1;
         }
-        self.waiting.drain(..count).collect()
+        (self.waiting.drain(..count).collect(), demands)
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cuemq_storage_api::{GroupName, WriteBatch};
 
+use super::rooms::Rooms;
 use super::{ApplicationActor, Stage, Submission};
 use crate::actors::group::{Claim, ClaimRefused, GroupHandle, Prepared, Release};
 use crate::error::{Error, ErrorKind, Result};
@@ -17,6 +18,7 @@ pub(super) struct Preparing {
     /// For each transaction where its claims are.
     places: Vec<Vec<Place>>,
     answers: Vec<Option<Result<Prepared>>>,
+    rooms: Rooms,
 }
 
 /// One claim: which group's, and which of it.
@@ -27,8 +29,8 @@ struct Place {
 }
 
 impl Preparing {
-    /// Sorts the claims of transactions by group.
-    pub(super) fn new(submissions: Vec<Submission>) -> (Self, Vec<Request>) {
+    /// Sorts the claims of transactions by group. For what they send to limited queues there are these rooms.
+    pub(super) fn new(submissions: Vec<Submission>, rooms: Rooms) -> (Self, Vec<Request>) {
         let mut requests: Vec<Request> = Vec::new();
         let mut part_of: BTreeMap<GroupName, usize> = BTreeMap::new();
         let mut places = Vec::with_capacity(submissions.len());
@@ -45,7 +47,7 @@ impl Preparing {
             places.push(submission.pledges.iter().map(&mut place).collect());
         }
         let answers = requests.iter().map(|_| None).collect();
-        (Self { submissions, places, answers }, requests)
+        (Self { submissions, places, answers, rooms }, requests)
     }
 
     /// Takes in a group's answer; true when it was the last.
@@ -59,10 +61,10 @@ impl Preparing {
         self.submissions
     }
 
-    /// The transactions and their claims.
-    pub(super) fn into_parts(self) -> (Vec<Submission>, Claims) {
+    /// The transactions, their claims and their rooms.
+    pub(super) fn into_parts(self) -> (Vec<Submission>, Claims, Rooms) {
         let answers = self.answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(unanswered()))).collect();
-        (self.submissions, Claims { places: self.places, answers })
+        (self.submissions, Claims { places: self.places, answers }, self.rooms)
     }
 }
 

@@ -6,6 +6,7 @@ use cuemq_storage_api::{QueueId, QueueKey, Record, Timestamp, TopicName, WriteBa
 use tokio::sync::oneshot;
 
 use super::handle::Landing;
+use super::rooms::Rooms;
 use super::round::{Claims, Refused};
 use super::{ApplicationActor, Outcome, Send, Stage, StoredRows, Submission};
 use crate::actors::expiry::Endings;
@@ -32,10 +33,10 @@ impl ApplicationActor {
         // From here to the write no topic's queues change.
         let storage = self.shared.storage.clone();
         let passage = storage.passage();
-        let (submissions, mut claims) = preparing.into_parts();
+        let (submissions, mut claims, mut rooms) = preparing.into_parts();
         let (mut round, mut write) = (Round::default(), RoundWrite::new(self.shared.clock.now()));
         for (number, submission) in submissions.into_iter().enumerate() {
-            match self.admit(number, &submission, &claims, &mut round) {
+            match self.admit(number, &submission, (&claims, &mut rooms), &mut round) {
                 // It hears that it saw what was, and there is nothing to write.
                 Ok(true) if submission.only_look => submission.answer(Ok(Outcome::Done(Vec::new(), AckLevel::Memory))),
                 Ok(true) => {
@@ -48,7 +49,7 @@ impl ApplicationActor {
         }
         // With nobody to answer, the claims and the landing are dropped: the groups go on, and the next round begins.
         if !write.waiting.is_empty() {
-            write.hand_over(&self.shared, claims, landing, &passage);
+            write.hand_over(&self.shared, (claims, rooms), landing, &passage);
         }
     }
 
@@ -57,18 +58,22 @@ impl ApplicationActor {
         &self,
         number: usize,
         submission: &Submission,
-        claims: &Claims,
+        (claims, rooms): (&Claims, &mut Rooms),
         round: &mut Round,
     ) -> std::result::Result<bool, Refused> {
         claims.check(number)?;
         let rows = StoredRows(&**self.shared.storage.engine());
         let checked = submission.check_sends(&self.shared).and_then(|()| {
+            let Some(shares) = rooms.check(&self.shared, submission)? else { return Ok(false) };
             let admitted = round.admit(&rows, &submission.view, submission.only_look)?;
             let later = submission.sends.iter().filter(|send| matches!(send, Send::Later(..))).count();
             let most = self.shared.settings.max_delayed_messages;
             if admitted && !self.shared.delayed.add_within(later, most) {
                 let text = format!("{most} delayed messages wait: send these when some are due");
                 return Err(Error::new(ErrorKind::Full, text));
+            }
+            if admitted {
+                rooms.take(&shares);
             }
             Ok(admitted)
         });
@@ -180,13 +185,20 @@ impl RoundWrite {
 
     /// Writes, with the groups' rows. When it is applied the groups hear of it and the deliveries are settled, and
     /// nothing of that happens when it is refused; when it is as safe as it shall be, whoever waits is answered.
-    fn hand_over(mut self, shared: &Arc<Shared>, claims: Claims, landing: Landing, passage: &Passage<'_>) {
+    fn hand_over(
+        mut self,
+        shared: &Arc<Shared>,
+        (claims, rooms): (Claims, Rooms),
+        landing: Landing,
+        passage: &Passage<'_>,
+    ) {
+        rooms.begin_in(&mut self.batch);
         let releases = claims.finish(&mut self.batch);
         let Self { batch, flush, timers, endings, pledges, waiting, .. } = self;
         let applied = move || {
             releases.into_iter().for_each(|release| release.applied());
             pledges.into_iter().for_each(Pledged::committed);
-            drop(landing);
+            drop((rooms, landing));
         };
         let shared = Arc::clone(shared);
         let done = move |result: WriteResult| {

@@ -6,7 +6,7 @@
 
 use cuemq_storage_api::WriteBatch;
 
-use super::{Change, ChangeRequest, Changed, DelayActor};
+use super::{Change, ChangeRequest, Changed, DelayActor, recur};
 use crate::domain::delay::TimerKey;
 use crate::domain::expiry::shift_end;
 use crate::error::Result;
@@ -70,7 +70,7 @@ impl DelayActor {
     fn timer_of(&self, change: Change) -> Result<Option<TimerKey>> {
         match change {
             Change::Recall(timer) | Change::Reschedule(timer, _) => Ok(Some(timer)),
-            Change::End(number) => Ok(self.recurrence(number)?.map(|row| row.timer)),
+            Change::End(number) => Ok(recur::recurrence(&self.shared, number)?.map(|row| row.timer)),
         }
     }
 

@@ -253,9 +253,13 @@ impl DelayActor {
     /// Moves due messages of queues with a limit, and goes on once that is over.
     fn fire_within(&mut self, limited: Vec<TimerKey>, ctx: &mut Context<Self>) {
         let moved = limited::fire(Arc::clone(&self.shared), limited);
-        ctx.wait(moved.into_actor(self).map(|again, actor, ctx| {
-            if let (Some(me), false) = (&actor.me, again.is_empty()) {
-                me.stored_later(&actor.shared, again);
+        ctx.wait(moved.into_actor(self).map(|fired, actor, ctx| {
+            let counted = fired.moved.iter().filter(|timer| actor.is_counted(**timer)).count();
+            actor.shared.delayed.add(fired.again.len());
+            actor.shared.delayed.subtract(counted);
+            fired.again.into_iter().for_each(|timer| actor.schedule.schedule(timer));
+            if let (Some(me), false) = (&actor.me, fired.later.is_empty()) {
+                me.stored_later(&actor.shared, fired.later);
             }
             actor.go_on(ctx);
         }));
@@ -281,16 +285,14 @@ impl DelayActor {
             let key = table::key(timer);
             let Some(row) = self.shared.storage.engine().get(&table::TABLE, &key)? else { continue };
             let mut row = DelayRow::decode(&row)?;
-            // One that recurs is moved here, with its next time in the same batch, whatever the queue's length.
-            let is_limited = self.shared.topics.get(&row.topic).is_some_and(|t| t.rules().max_length.is_some());
-            if is_limited && matches!(row.origin, DelayOrigin::Send) {
+            if self.shared.topics.get(&row.topic).is_some_and(|topic| topic.rules().max_length.is_some()) {
                 limited.push(timer);
                 continue;
             }
             bytes += row.record.payload_bytes();
             let (queue, wanted) = self.target(&row);
             if let DelayOrigin::Recurrence(number) = row.origin {
-                again.extend(self.comes_again(number, &row, &mut batch)?);
+                again.extend(recur::comes_again(&self.shared, number, &row, &mut batch)?);
                 row.record.born_at = timer.due;
             }
             if wanted == Flush::Durable {

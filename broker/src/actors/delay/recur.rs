@@ -13,6 +13,7 @@ use crate::domain::delay::TimerKey;
 use crate::domain::expiry::shift_end;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::MAX_RECURRENCES;
+use crate::shared::Shared;
 use crate::storage::scan_rows;
 use crate::tables::delay::{self as table, DelayOrigin, DelayRow};
 use crate::tables::recurrence::{self, RecurrenceRow};
@@ -57,36 +58,36 @@ impl DelayActor {
         batch.put(&recurrence::TABLE, recurrence::key(number), row.encode());
         Ok((batch, timer))
     }
+}
 
-    /// Adds the next time of a message that comes now to the batch that appends it. Without a next one, or when its
-    /// topic was deleted, it has come for the last time.
-    pub(super) fn comes_again(
-        &self,
-        number: u64,
-        waited: &DelayRow,
-        batch: &mut WriteBatch,
-    ) -> Result<Option<TimerKey>> {
-        let key = recurrence::key(number);
-        let Some(mut row) = self.recurrence(number)? else { return Ok(None) };
-        // Never one that has passed: all times that were missed are this one.
-        let next = row.recurrence.next_after(self.shared.clock.now().max(row.timer.due));
-        let Some(due) = next.filter(|_| self.shared.topics.get(&row.topic).is_some()) else {
-            tracing::warn!(topic = %row.topic, "a message has recurred for the last time");
-            batch.delete(&recurrence::TABLE, key);
-            return Ok(None);
-        };
-        let mut waiting = waited.clone();
-        waiting.record.attributes = shift_end(&waiting.record.attributes, row.timer.due, due);
-        row.timer = TimerKey::new(due, self.shared.take_number());
-        row.fired += 1;
-        batch.put(&table::TABLE, table::key(row.timer), waiting.encode());
-        batch.put(&recurrence::TABLE, key, row.encode());
-        Ok(Some(row.timer))
-    }
+/// Adds the next time of a message that comes now to the batch that appends it. Without a next one, or when its topic
+/// was deleted, it has come for the last time.
+pub(super) fn comes_again(
+    shared: &Shared,
+    number: u64,
+    waited: &DelayRow,
+    batch: &mut WriteBatch,
+) -> Result<Option<TimerKey>> {
+    let key = recurrence::key(number);
+    let Some(mut row) = recurrence(shared, number)? else { return Ok(None) };
+    // Never one that has passed: all times that were missed are this one.
+    let next = row.recurrence.next_after(shared.clock.now().max(row.timer.due));
+    let Some(due) = next.filter(|_| shared.topics.get(&row.topic).is_some()) else {
+        tracing::warn!(topic = %row.topic, "a message has recurred for the last time");
+        batch.delete(&recurrence::TABLE, key);
+        return Ok(None);
+    };
+    let mut waiting = waited.clone();
+    waiting.record.attributes = shift_end(&waiting.record.attributes, row.timer.due, due);
+    row.timer = TimerKey::new(due, shared.take_number());
+    row.fired += 1;
+    batch.put(&table::TABLE, table::key(row.timer), waiting.encode());
+    batch.put(&recurrence::TABLE, key, row.encode());
+    Ok(Some(row.timer))
+}
 
-    /// The row of a recurrence, if there is such.
-    pub(super) fn recurrence(&self, number: u64) -> Result<Option<RecurrenceRow>> {
-        let row = self.shared.storage.engine().get(&recurrence::TABLE, &recurrence::key(number))?;
-        Ok(row.map(|row| RecurrenceRow::decode(&row)).transpose()?)
-    }
+/// The row of a recurrence, if there is such.
+pub(super) fn recurrence(shared: &Shared, number: u64) -> Result<Option<RecurrenceRow>> {
+    let row = shared.storage.engine().get(&recurrence::TABLE, &recurrence::key(number))?;
+    Ok(row.map(|row| RecurrenceRow::decode(&row)).transpose()?)
 }

@@ -13,11 +13,14 @@ use cuemq_storage_api::{LocatedRecord, QueueId, QueueKey, QueueOffset, TagHashes
 use super::messages::Answer;
 use super::offsets::OffsetOwner;
 use super::{GroupActor, Start};
+use crate::actors::expiry::Endings;
+use crate::actors::room::Room;
 use crate::actors::topic::TopicHandle;
 use crate::audit::audit_row;
 use crate::broker::unknown_topic;
 use crate::domain::audit::AuditAction;
 use crate::domain::diverted_copy::diverted;
+use crate::domain::length::Size;
 use crate::domain::member::MemberId;
 use crate::domain::progress::Progress;
 use crate::error::{Error, ErrorKind, Result};
@@ -40,17 +43,20 @@ pub(crate) struct DivertId {
 pub(crate) enum DivertRequest {
     /// Takes the topic's queues from the members. `granted` is woken whenever one of them is free.
     Begin { id: DivertId, to: TopicName, note: String, granted: Arc<Signal>, reply: Answer<()> },
-    /// Moves the oldest messages, at most `most` and no more than leave a backlog of `until_lag`.
-    Slice { id: DivertId, most: usize, until_lag: u64, reply: Answer<Slice> },
+    /// Moves the oldest messages, at most `most` and no more than leave a backlog of `until_lag`; into queues of limited
+    /// length as many as these rooms hold.
+    Slice { id: DivertId, most: usize, until_lag: u64, rooms: Vec<Room>, reply: Answer<Slice> },
     /// Gives the queues back.
     End { id: DivertId, reply: Option<Answer<()>> },
 }
 
 /// What became of a slice.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Slice {
     /// So many messages were moved, so many are left.
     Moved { messages: u64, lag: u64 },
+    /// The next message goes to a queue of limited length that has no room for its size.
+    NoRoom { queue: QueueKey, size: Size },
     /// Members still have messages in hand; a queue that becomes free is announced.
     Waits,
     /// The backlog is small enough; this much is left.
@@ -70,6 +76,11 @@ pub(super) struct Divert {
 /// A slice that is being written.
 struct Copied {
     messages: u64,
+    endings: Endings,
+    /// Held until it is written.
+    rooms: Vec<Room>,
+    /// Where the next message would go, and does not fit.
+    no_room: Option<(QueueKey, Size)>,
     progress: Vec<(OffsetOwner, QueueOffset, Progress)>,
 }
 
@@ -85,7 +96,9 @@ impl GroupActor {
                 let divert = Divert { number: id.number, to, granted, messages: 0, moved: BTreeMap::new() };
                 self.begin_divert(id.topic, divert, note, reply, ctx);
             }
-            DivertRequest::Slice { id, most, until_lag, reply } => self.slice(id, most, until_lag, reply, ctx),
+            DivertRequest::Slice { id, most, until_lag, rooms, reply } => {
+                self.slice(id, (most, until_lag), rooms, reply, ctx);
+            }
             DivertRequest::End { id, reply } => self.end_divert(&id, reply, ctx),
         }
     }
@@ -151,12 +164,19 @@ impl GroupActor {
         self.write_offsets();
     }
 
-    fn slice(&mut self, id: DivertId, most: usize, until_lag: u64, reply: Answer<Slice>, ctx: &mut Context<Self>) {
+    fn slice(
+        &mut self,
+        id: DivertId,
+        measure: (usize, u64),
+        rooms: Vec<Room>,
+        reply: Answer<Slice>,
+        ctx: &mut Context<Self>,
+    ) {
         self.write_offsets();
         // Queues are chosen and written to while they stay what they are.
         let storage = self.shared.storage.clone();
         let passage = storage.passage();
-        let (batch, copied) = match self.slice_batch(&id, most, until_lag) {
+        let (batch, copied) = match self.slice_batch(&id, measure, rooms) {
             Ok(Ok(slice)) => slice,
             Ok(Err(nothing)) => {
                 let _ = reply.send(Ok(nothing));
@@ -180,8 +200,8 @@ impl GroupActor {
     fn slice_batch(
         &mut self,
         id: &DivertId,
-        most: usize,
-        until_lag: u64,
+        (most, until_lag): (usize, u64),
+        rooms: Vec<Room>,
     ) -> Result<std::result::Result<(WriteBatch, Copied), Slice>> {
         let divert = self.diverts.get(&id.topic).filter(|divert| divert.number == id.number);
         let divert = divert.ok_or_else(|| Error::closed(&format!("the diversion of topic {}", id.topic)))?;
@@ -204,8 +224,12 @@ impl GroupActor {
         }
         // What a queue that was never read begins with goes before, not over what follows.
         self.write_offsets();
-        let (batch, copied) = self.copy_oldest(progress, &target, most)?;
-        Ok(if copied.progress.is_empty() { Err(Slice::Done { lag }) } else { Ok((batch, copied)) })
+        let (batch, copied) = self.copy_oldest(progress, &target, most, rooms)?;
+        Ok(match &copied.no_room {
+            Some((queue, size)) if copied.messages == 0 => Err(Slice::NoRoom { queue: queue.clone(), size: *size }),
+            _ if copied.progress.is_empty() => Err(Slice::Done { lag }),
+            _ => Ok((batch, copied)),
+        })
     }
 
     fn copy_oldest(
@@ -213,6 +237,7 @@ impl GroupActor {
         open: Vec<(OffsetOwner, Progress, QueueOffset)>,
         target: &TopicHandle,
         most: usize,
+        mut rooms: Vec<Room>,
     ) -> Result<(WriteBatch, Copied)> {
         let mut batch = WriteBatch::new(self.shared.clock.now());
         let range = |(owner, progress, end): &(OffsetOwner, Progress, QueueOffset)| {
@@ -224,6 +249,7 @@ impl GroupActor {
             .map(|(owner, progress, _)| (owner.queue.clone(), (owner, progress.committed(), progress)))
             .collect();
         let (engine, mut messages) = (self.shared.storage.engine(), 0);
+        let (mut endings, mut no_room) = (Endings::default(), None);
         let mut records = StoredOrder::new(&**engine, &TagHashes::All, ranges)?;
         while messages < most && batch.payload_bytes() < MAX_DIVERT_BYTES {
             let Some(LocatedRecord { queue, stored }) = records.next()? else { break };
@@ -234,7 +260,17 @@ impl GroupActor {
             let id = MessageId::new(self.shared.store_id, stored.position);
             let routes = target.routes();
             let chosen = routes.choose(stored.record.attributes.sharding_key());
-            batch.append(chosen.key(), diverted(&stored, &queue, id)?);
+            let copy = diverted(&stored, &queue, id)?;
+            if chosen.limited().is_some() {
+                let size = Size::of([&copy]);
+                let room = rooms.iter_mut().find(|room| room.key() == chosen.key());
+                if !room.is_some_and(|room| room.take(size)) {
+                    // The next write begins with it.
+                    no_room = Some((chosen.key().clone(), size));
+                    break;
+                }
+            }
+            endings.append(&self.shared, &mut batch, chosen.key(), copy);
             progress.commit(stored.offset.plus(1));
             messages += 1;
         }
@@ -242,11 +278,16 @@ impl GroupActor {
         for (owner, _, progress) in &moved {
             self.offsets.put(owner, progress, &mut batch);
         }
-        Ok((batch, Copied { messages: messages as u64, progress: moved }))
+        if messages > 0 {
+            rooms.iter().for_each(|room| room.begin_in(&mut batch));
+        }
+        Ok((batch, Copied { messages: messages as u64, endings, rooms, no_room, progress: moved }))
     }
 
     /// A slice is stored: the group is behind it.
     fn take_over(&mut self, id: &DivertId, copied: Copied) -> Result<Slice> {
+        copied.endings.stored(&self.shared);
+        drop(copied.rooms);
         let divert = self.diverts.get_mut(&id.topic);
         if let Some(divert) = divert {
             divert.messages += copied.messages;

@@ -7,12 +7,17 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use actix::{AsyncContext, Context};
-use cuemq_storage_api::{Engine, QueueId, QueueKey, QueueOffset, Record, TopicName, WriteBatch};
+use cuemq_storage_api::{Engine, QueueId, QueueKey, QueueOffset, Record, Timestamp, TopicName, WriteBatch};
 
 use super::messages::Answer;
 use super::{GroupActor, GroupRequest};
 use crate::actors::expiry::Endings;
+use crate::actors::room::Room;
+use crate::actors::topic::TopicHandle;
+use crate::audit::AuditPlace;
+use crate::domain::audit::AuditAction;
 use crate::domain::expiry::{end_of_life, stamp};
+use crate::domain::length::Size;
 use crate::domain::letters::first_open;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_LETTER_ROWS_REMOVED, MAX_WAITING_LETTER_REQUESTS};
@@ -20,6 +25,7 @@ use crate::message::{MessageId, Receipt};
 use crate::settings::Flush;
 use crate::storage::Passage;
 use crate::storage::{Stored, scan_rows};
+use crate::tables::audit::AuditRow;
 use crate::tables::dead_letter::{self, DeadLetterRow, Fate};
 
 /// What shall become of some dead letters.
@@ -30,7 +36,19 @@ pub(crate) struct LetterRequest {
     pub(crate) letters: Vec<LetterToHandle>,
     /// Whether a letter that nothing can be done with is an error. Otherwise it is passed over.
     pub(crate) strict: bool,
+    /// The operation of which this is a part.
+    pub(crate) operation: LetterOperation,
+    /// Room for what is sent to queues of limited length.
+    pub(crate) rooms: Vec<Room>,
     pub(crate) reply: Answer<Handled>,
+}
+
+/// What an operator does with dead letters, in one write or more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LetterOperation {
+    pub(crate) place: AuditPlace,
+    /// How many letters the writes before have dealt with.
+    pub(crate) letters: usize,
 }
 
 /// One of them.
@@ -101,16 +119,16 @@ impl GroupActor {
 
     fn next_letters(&mut self, ctx: &Context<Self>) {
         while !self.letters.busy
-            && let Some(request) = self.letters.waiting.pop_front()
+            && let Some(mut request) = self.letters.waiting.pop_front()
         {
             // Queues are chosen and written to while they stay what they are.
             let storage = self.shared.storage.clone();
             let passage = storage.passage();
-            match self.letter_work(&request) {
+            match self.letter_work(&mut request) {
                 Ok(work) if work.letters == 0 => {
                     let _ = request.reply.send(Ok(Handled::default()));
                 }
-                Ok(work) => self.write_letters(work, &passage, request.reply, ctx),
+                Ok(work) => self.write_letters(work, &passage, request, ctx),
                 Err(error) => {
                     let _ = request.reply.send(Err(error));
                 }
@@ -118,15 +136,18 @@ impl GroupActor {
         }
     }
 
-    fn write_letters(&mut self, work: Work, passage: &Passage<'_>, reply: Answer<Handled>, ctx: &Context<Self>) {
+    fn write_letters(&mut self, work: Work, passage: &Passage<'_>, request: LetterRequest, ctx: &Context<Self>) {
         self.letters.busy = true;
         let Work { batch, flush, letters, queues, endings } = work;
+        let LetterRequest { rooms, reply, .. } = request;
         let shared = Arc::clone(&self.shared);
         let (inbox, me, store_id) = (Arc::clone(&self.inbox), ctx.address(), self.shared.store_id);
         passage.write(batch, flush, move |result| {
             if result.is_ok() {
                 endings.stored(&shared);
             }
+            // Held until here.
+            drop(rooms);
             // A group that is gone begins anew when it is back.
             let _ = inbox.push(GroupRequest::LettersHandled, &me);
             let handled = result.map(|stored| Handled { letters, receipts: receipts(queues, &stored, store_id) });
@@ -134,7 +155,7 @@ impl GroupActor {
         });
     }
 
-    fn letter_work(&self, request: &LetterRequest) -> Result<Work> {
+    fn letter_work(&self, request: &mut LetterRequest) -> Result<Work> {
         let now = self.shared.clock.now();
         let queue = QueueKey::new(TopicName::dead_letter_of(&self.group), QueueId::FIRST);
         let engine = &**self.shared.storage.engine();
@@ -158,7 +179,7 @@ impl GroupActor {
                 None if letter.send.is_none() && request.fate != Fate::Purged => {
                     Err(self.no_such_letter(letter.offset, &bounds))
                 }
-                None => self.send_letter(letter.send.as_ref(), &mut work),
+                None => self.send_letter(letter.send.as_ref(), &mut request.rooms, &mut work),
             };
             match checked {
                 Ok(()) => {
@@ -168,16 +189,34 @@ impl GroupActor {
                 Err(error) => tracing::debug!(group = %self.group, %error, "a dead letter is passed over"),
             }
         }
+        request
+            .rooms
+            .iter()
+            .filter(|room| work.queues.contains(room.key()))
+            .for_each(|room| room.begin_in(&mut work.batch));
         work.letters = handled.len();
         if !handled.is_empty() {
             let row = DeadLetterRow { fate: request.fate, at: now };
             self.note_handled(engine, &queue, bounds.start, &handled, row, &mut work.batch)?;
+            self.audit_letters(request, handled.len(), &mut work.batch)?;
         }
         Ok(work)
     }
 
+    /// Writes down what an operator does with letters, in the write that does it.
+    fn audit_letters(&self, request: &LetterRequest, letters: usize, batch: &mut WriteBatch) -> Result<()> {
+        let letters = request.operation.letters + letters;
+        let (action, note) = match request.fate {
+            Fate::ToOrigin => (AuditAction::Redrive, format!("{letters} dead letters to their topics")),
+            Fate::ToGroup => (AuditAction::Redrive, format!("{letters} dead letters to the group")),
+            Fate::Purged => (AuditAction::Purge, format!("{letters} dead letters")),
+        };
+        let (group, queues) = (Some(self.group.clone()), Vec::new());
+        request.operation.place.put(&self.shared, batch, &AuditRow { action, group, topic: None, queues, note })
+    }
+
     /// Adds the message that a letter becomes, if it becomes one.
-    fn send_letter(&self, send: Option<&LetterToSend>, work: &mut Work) -> Result<()> {
+    fn send_letter(&self, send: Option<&LetterToSend>, rooms: &mut [Room], work: &mut Work) -> Result<()> {
         let Some(LetterToSend { topic, queue, record }) = send else { return Ok(()) };
         let handle = self.shared.topics.get(topic).ok_or_else(|| {
             let text = format!("topic {topic} of the dead letter does not exist: create it, or re-drive to the group");
@@ -189,10 +228,17 @@ impl GroupActor {
         if handle.flush() == Flush::Durable {
             work.flush = Flush::Durable;
         }
-        let mut record = record.clone();
-        // It becomes visible anew: its topic's time to live begins.
-        if let Some(end) = end_of_life(work.batch.stored_at(), None, handle.rules().ttl) {
-            record.attributes = stamp(&record.attributes, end);
+        let record = sent_again(&handle, record, work.batch.stored_at());
+        if chosen.limited().is_some() {
+            let size = Size::of([&record]);
+            let Some(room) = rooms.iter_mut().find(|room| room.key() == chosen.key()) else {
+                let text = format!("nothing was sent: the queues of topic {topic} changed meanwhile: send it again");
+                return Err(Error::new(ErrorKind::NotStored, text));
+            };
+            if !room.take(size) {
+                // It is a dead letter and stays one.
+                return Err(room.refusal(false));
+            }
         }
         work.endings.append_all(&self.shared, &mut work.batch, chosen.key(), vec![record]);
         work.queues.push(chosen.key().clone());
@@ -247,6 +293,15 @@ impl GroupActor {
             format!("group {group} has no dead letter {offset}: there are those from {start} up to, not with, {end}");
         Error::new(ErrorKind::OutOfRange, text)
     }
+}
+
+/// What is stored of a letter that is sent to a topic: it becomes visible anew, and the topic's time to live begins.
+pub(crate) fn sent_again(topic: &TopicHandle, record: &Record, now: Timestamp) -> Record {
+    let mut record = record.clone();
+    if let Some(end) = end_of_life(now, None, topic.rules().ttl) {
+        record.attributes = stamp(&record.attributes, end);
+    }
+    record
 }
 
 fn receipts(queues: Vec<QueueKey>, stored: &Stored, store_id: u64) -> Vec<Receipt> {

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::commit::Claim;
 use super::failure::Failure;
+use super::in_place::InPlaceFailure;
 use super::letters::LetterRequest;
 use super::operation::Operation;
 use super::pop::PopRequest;
@@ -46,6 +47,8 @@ pub(crate) enum GroupRequest {
     },
     /// A message was not consumed: it comes again, or becomes a dead letter.
     Fail(Box<Failure>),
+    /// A message was not consumed and keeps its place.
+    FailInPlace(Box<InPlaceFailure>),
     /// The copy of such a message is stored and with it that the message is done, or the write has failed.
     Failed { queue: QueueKey, offset: QueueOffset, stored: bool, hold: u64 },
     /// Dead letters are sent again or thrown away.
@@ -92,6 +95,7 @@ impl GroupRequest {
             Self::Released { .. } => "Released",
             Self::Acknowledge { .. } => "Acknowledge",
             Self::Fail(_) => "Fail",
+            Self::FailInPlace(_) => "FailInPlace",
             Self::Failed { .. } => "Failed",
             Self::Letters(_) => "Letters",
             Self::LettersHandled => "LettersHandled",
@@ -140,6 +144,7 @@ impl GroupRequest {
         let reply = match self {
             Self::Acknowledge { reply, .. } => reply,
             Self::Fail(failure) => Some(failure.reply),
+            Self::FailInPlace(failure) => failure.reply,
             Self::Withdraw(withdrawal) => withdrawal.reply,
             _ => None,
         };

@@ -12,8 +12,10 @@ mod divert;
 mod failure;
 mod fences;
 mod handle;
+mod in_place;
 mod letters;
 mod messages;
+mod new_queues;
 mod offsets;
 mod operation;
 mod pop;
@@ -33,7 +35,8 @@ pub(crate) use failure::Failure;
 use failure::Failures;
 pub(crate) use fences::hold_groups;
 pub(crate) use handle::GroupHandle;
-pub(crate) use letters::{Handled, LetterRequest, LetterToHandle, LetterToSend};
+pub(crate) use in_place::InPlaceFailure;
+pub(crate) use letters::{Handled, LetterOperation, LetterRequest, LetterToHandle, LetterToSend, sent_again};
 pub(crate) use messages::{Answer, GroupRequest, Start};
 pub use messages::{GroupDescription, MemberDescription, QueueLag};
 pub(crate) use operation::{MoveOffsets, Operation};
@@ -44,6 +47,7 @@ pub(crate) use withdrawal::Withdrawal;
 use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::application::PrepareReply;
 use super::mailbox::{Drain, Inbox};
+use super::room::came_back;
 use super::supervisor::fail_start;
 use crate::consumer::session::{Exchange, Granted, Session};
 use crate::domain::assignment::AssignmentStrategy;
@@ -227,6 +231,7 @@ impl GroupActor {
             actor.letters_handled(ctx);
             actor.set_deadline(ctx);
             actor.withdraw_again(ctx);
+            actor.everything_came_back();
         }));
     }
 
@@ -250,6 +255,7 @@ impl GroupActor {
         // A holder that was fenced meanwhile has nothing to release.
         if self.membership.released(queue, lease, &mut effects).is_ok() {
             self.perform(effects, ctx);
+            came_back(&self.shared, queue);
         }
     }
 
@@ -266,6 +272,7 @@ impl GroupActor {
             }
             GroupRequest::Pop(request) => self.pop(request, ctx),
             GroupRequest::Fail(failure) => self.fail(*failure, ctx),
+            GroupRequest::FailInPlace(failure) => self.fail_in_place(*failure),
             GroupRequest::Failed { queue, offset, stored, hold } => self.failed(queue, offset, stored, hold, ctx),
             GroupRequest::Letters(request) => self.handle_letters(request, ctx),
             GroupRequest::LettersHandled => self.letters_handled(ctx),
@@ -320,6 +327,7 @@ impl GroupActor {
             self.next_broadcast_lease += 1;
         } else {
             for topic in &topics {
+                self.take_up_new_queues(topic)?;
                 if let Some(handle) = self.shared.topics.get(topic) {
                     self.membership.set_topic(topic.clone(), handle.queue_count(), now, &mut effects);
                 }
@@ -352,10 +360,14 @@ impl GroupActor {
         self.sessions.remove(&session.member);
         self.membership.leave(&session.member, self.shared.clock.now(), &mut effects);
         self.perform(effects, ctx);
+        self.everything_came_back();
     }
 
     fn topic_changed(&mut self, topic: &TopicName, ctx: &mut Context<Self>) {
         self.review_fences(topic);
+        if let Err(error) = self.take_up_new_queues(topic) {
+            tracing::error!(group = %self.group, %topic, %error, "new queues cannot be taken up");
+        }
         let (now, mut effects) = (self.shared.clock.now(), Vec::new());
         match self.shared.topics.get(topic) {
             Some(handle) => self.membership.set_topic(topic.clone(), handle.queue_count(), now, &mut effects),
@@ -388,6 +400,7 @@ impl GroupActor {
                     if let Some(joined) = self.sessions.get(&member) {
                         joined.session.fence(&queue, lease);
                     }
+                    came_back(&self.shared, &queue);
                 }
                 // Set once everything is done that was asked for.
                 MembershipEffect::Deadline { .. } => {}
@@ -412,7 +425,8 @@ impl GroupActor {
         let granted = self.offsets.open(&self.shared, &owner, start).and_then(|progress| {
             let tail = self.shared.storage.tail(&queue)?;
             let elsewhere = self.popping.in_flight_of(&queue);
-            Ok(Granted { key: queue.clone(), lease, tail, progress, elsewhere, fence })
+            let failed = if owner.member.is_some() { BTreeMap::new() } else { self.offsets.failed_in_place.of(&queue) };
+            Ok(Granted { key: queue.clone(), lease, tail, progress, elsewhere, failed, fence })
         });
         match granted {
             Ok(granted) => session.grant(granted),

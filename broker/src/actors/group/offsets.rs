@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Timestamp, TopicName, WriteBatch};
 
+use super::in_place::FailedInPlace;
 use super::messages::{Answer, QueueLag};
 use super::{GroupActor, Start};
 use crate::domain::member::MemberId;
@@ -27,6 +28,8 @@ pub(super) struct Offsets {
     progress: BTreeMap<OffsetOwner, Progress>,
     /// How many messages nobody wanted.
     unwanted: BTreeMap<OffsetOwner, u64>,
+    /// Deliveries that failed in their place.
+    pub(super) failed_in_place: FailedInPlace,
     changed: BTreeSet<OffsetOwner>,
     /// What changed since the last write, to be applied again to what a restart reads back.
     unwritten: Vec<Change>,
@@ -87,8 +90,8 @@ impl Offsets {
     pub(super) fn new(group: GroupName) -> Self {
         let (progress, changed) = (BTreeMap::new(), BTreeSet::new());
         let (unwritten, replies, held) = (Vec::new(), Vec::new(), BTreeMap::new());
-        let unwanted = BTreeMap::new();
-        Self { group, progress, unwanted, changed, unwritten, replies, held, next_hold: 0 }
+        let (unwanted, failed_in_place) = (BTreeMap::new(), FailedInPlace::default());
+        Self { group, progress, unwanted, failed_in_place, changed, unwritten, replies, held, next_hold: 0 }
     }
 
     /// Reads everything back from storage and applies what was not written yet. What lies above the end of its queue
@@ -100,6 +103,7 @@ impl Offsets {
         }
         self.progress.clear();
         let engine = shared.storage.engine();
+        self.failed_in_place.reload(&**engine, &self.group)?;
         let keys = consumer_offset::keys_of_group(&self.group);
         let (group, progress_of, changed) = (&self.group, &mut self.progress, &mut self.changed);
         let unwanted = &mut self.unwanted;
@@ -339,6 +343,9 @@ impl Offsets {
     /// Adds the row that keeps this progress to a batch that does more.
     pub(super) fn put(&self, owner: &OffsetOwner, progress: &Progress, batch: &mut WriteBatch) {
         let unwanted = self.unwanted.get(owner).copied().unwrap_or(0);
+        if owner.member.is_none() {
+            self.failed_in_place.delete_done(&self.group, &owner.queue, progress, batch);
+        }
         Self::put_of(&self.group, owner, progress, unwanted, batch);
     }
 
@@ -369,6 +376,11 @@ impl Offsets {
 
     pub(super) fn committed(&self, owner: &OffsetOwner) -> Option<QueueOffset> {
         self.progress.get(owner).map(Progress::committed)
+    }
+
+    /// The queues that the group shares and has read.
+    pub(super) fn queues(&self) -> impl Iterator<Item = &QueueKey> {
+        self.progress.keys().filter(|owner| owner.member.is_none()).map(|owner| &owner.queue)
     }
 
     /// Whose progress there is in a topic.
@@ -412,6 +424,9 @@ impl Offsets {
         let mut batch = WriteBatch::new(now);
         for owner in writable {
             self.put_row(&owner, &mut batch);
+            if let (None, Some(progress)) = (&owner.member, self.progress.get(&owner)) {
+                self.failed_in_place.forget_done(&owner.queue, progress);
+            }
         }
         Some((batch, replies))
     }

@@ -11,6 +11,7 @@ use super::messages::Answer;
 use super::offsets::OffsetOwner;
 use super::withdrawal::Withdrawal;
 use super::{GroupActor, GroupRequest};
+use crate::actors::room::came_back;
 use crate::domain::failure::DeadReason;
 use crate::domain::length::{MaxLength, Overflow, Size, Sizes, how_many_free};
 use crate::error::{Error, ErrorKind, Result};
@@ -68,13 +69,23 @@ impl GroupActor {
         ctx.spawn(look_again.into_actor(self));
     }
 
+    /// Somebody has left, or the group begins anew: what was in hands waits again.
+    pub(super) fn everything_came_back(&self) {
+        for queue in self.offsets.queues().filter(|queue| !queue.topic.is_system()) {
+            came_back(&self.shared, queue);
+        }
+    }
+
     fn room_in(&mut self, request: &RoomRequest) -> Result<Found> {
         let RoomRequest { queue, limit, incoming, .. } = request;
         let owner = OffsetOwner { queue: queue.clone(), member: None };
         if self.offsets.committed(&owner).is_none() {
+            self.take_up_new_queues(&queue.topic)?;
+        }
+        if self.offsets.committed(&owner).is_none() {
             return Ok(Found::Room(None));
         }
-        let waiting = self.waiting_in(&owner)?;
+        let waiting = self.waiting_in(&owner, limit)?;
         let mut size =
             Size { messages: waiting.iter().map(|range| range.end.get() - range.start.get()).sum(), bytes: 0 };
         let offsets = || waiting.iter().flat_map(|range| (range.start.get()..range.end.get()).map(QueueOffset::new));
@@ -82,22 +93,28 @@ impl GroupActor {
         if let Some(sizes) = sizes {
             size.bytes = waiting.iter().map(|range| sizes.bytes(range)).sum();
         }
-        let room = limit.room_beside(size);
-        if limit.policy != Overflow::DropHead || incoming.fits_in(room) {
-            return Ok(Found::Room(Some(room)));
+        let excess = limit.excess(size, *incoming);
+        if limit.policy != Overflow::DropHead || excess == Size::default() {
+            return Ok(Found::Room(Some(limit.room_beside(size))));
         }
-        let excess = size.less(limit.whole().less(*incoming));
         let each = offsets().map(|offset| sizes.map_or(0, |sizes| sizes.bytes(&(offset..offset.plus(1)))));
         let count = how_many_free(each, excess);
         Ok(Found::TooLong(offsets().take(count).collect()))
     }
 
-    /// What waits in a queue: neither done nor in anybody's hands. Rising ranges.
-    fn waiting_in(&self, owner: &OffsetOwner) -> Result<Vec<Range<QueueOffset>>> {
+    /// What waits in a queue: not done, and in nobody's hands unless that counts. Rising ranges.
+    fn waiting_in(&self, owner: &OffsetOwner, limit: &MaxLength) -> Result<Vec<Range<QueueOffset>>> {
         let bounds = self.shared.storage.engine().bounds(&owner.queue)?;
-        let held = self.reader_of(owner).and_then(|(session, lease)| session.waiting(&owner.queue, lease, bounds.end));
+        let reader = self.reader_of(owner).filter(|_| !limit.keeps_places());
+        let held = reader.and_then(|(session, lease)| session.waiting(&owner.queue, lease, bounds.end));
         let mut ranges = held.unwrap_or_else(|| {
-            let progress = self.offsets.progress_of(owner);
+            let mut progress = self.offsets.progress_of(owner);
+            if !limit.keeps_places() {
+                // Nobody holds the queue, but some of it may be popped.
+                for offset in self.popping.in_flight_of(&owner.queue) {
+                    let _ = progress.ack(offset);
+                }
+            }
             progress.open_ranges(progress.committed()..bounds.end).collect()
         });
         for range in &mut ranges {

@@ -182,6 +182,11 @@ impl GroupActor {
             return Ok(());
         }
         let Some(stored) = self.read(&owner.queue, offset)? else { return Ok(()) };
+        let failures = self.offsets.failed_in_place.of_message(&owner.queue, offset).filter(|_| owner.member.is_none());
+        let stored = match failures {
+            Some(failures) => failures.marked(stored),
+            None => stored,
+        };
         if let Some((session, lease)) = self.reader_of(owner)
             && session.withhold(&owner.queue, lease, offset) == Withheld::Out
         {

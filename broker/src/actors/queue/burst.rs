@@ -82,7 +82,7 @@ impl Burst {
         self.records.len()
     }
 
-    pub(super) fn all(&self) -> &[Record] {
+    pub(crate) fn all(&self) -> &[Record] {
         &self.records
     }
 

@@ -89,6 +89,20 @@ impl QueueHandle {
         }
     }
 
+    /// Gives up everything that was sent so far, while nobody sends and nothing is being written.
+    pub(crate) fn take_all(&self) -> Vec<Burst> {
+        let writer = self.running.get().and_then(|running| running.writer.upgrade());
+        writer.map_or_else(Vec::new, |writer| writer.lock().unwrap_or_else(PoisonError::into_inner).take_all())
+    }
+
+    /// Takes what was sent to another queue.
+    pub(crate) fn take_over(&self, shared: &Arc<Shared>, burst: Burst) {
+        let mut burst = Some(burst);
+        if self.inbox.add(|waiting| waiting.extend(burst.take()), || self.wake(shared)).is_err() {
+            burst.into_iter().for_each(|burst| burst.refuse(gone("its queue is closed")));
+        }
+    }
+
     /// Has the actor go on if something waits.
     pub(crate) fn go_on(&self, shared: &Arc<Shared>) {
         if self.waiting() > 0 {

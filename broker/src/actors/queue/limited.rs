@@ -1,11 +1,13 @@
 //! The writes of a queue that may not grow beyond a length.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cuemq_storage_api::{QueueKey, WriteBatch};
 use tokio::sync::oneshot;
 
+use super::QueueWriter;
 use super::burst::{self, Burst};
 use crate::actors::expiry::Endings;
 use crate::actors::room::{LimitedQueue, Room};
@@ -14,17 +16,13 @@ use crate::error::{Error, SharedError};
 use crate::settings::Flush;
 use crate::shared::Shared;
 
-/// Writes what was admitted, as far as there is room, in order.
-pub(super) async fn write(
-    shared: Arc<Shared>,
-    key: QueueKey,
-    queue: Arc<LimitedQueue>,
-    flush: Flush,
-    admitted: Vec<Burst>,
-) {
-    let mut waiting = VecDeque::from(admitted);
-    while let Some((part, size)) = next_part(&queue, &mut waiting) {
-        match queue.room_for(&shared, size).await {
+/// Writes what was admitted, as far as there is room, in order. Nothing leaves the writer before nobody else appends: a
+/// change of the topic's queues, which waits for that too, finds all that is not written yet.
+pub(super) async fn write(writer: Arc<Mutex<QueueWriter>>, queue: Arc<LimitedQueue>) {
+    loop {
+        let lock = queue.lock().await;
+        let Some((shared, key, flush, part, size)) = next(&writer, &queue) else { return };
+        match queue.room_under(lock, &shared, size).await {
             Ok(room) => write_part(&shared, &key, flush, part, room).await,
             Err(error) => {
                 let error = SharedError::new(error);
@@ -32,6 +30,19 @@ pub(super) async fn write(
             }
         }
     }
+}
+
+type Part = (Arc<Shared>, QueueKey, Flush, Vec<Burst>, Size);
+
+fn next(writer: &Mutex<QueueWriter>, queue: &LimitedQueue) -> Option<Part> {
+    let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+    if writer.parked.load(Ordering::Acquire) {
+        return None;
+    }
+    let mut waiting = VecDeque::from(std::mem::take(&mut writer.admitted));
+    let part = next_part(queue, &mut waiting);
+    writer.admitted = waiting.into();
+    part.map(|(part, size)| (Arc::clone(&writer.shared), writer.key.clone(), writer.flush, part, size))
 }
 
 /// As many bursts as the empty queue has room for. One that never has is refused here.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use actix::{Actor, AsyncContext, Context, Handler, Supervised, WrapFuture};
 use cuemq_storage_api::{QueueKey, WriteBatch};
 
+pub(crate) use burst::Burst;
 pub(crate) use handle::QueueHandle;
 pub(crate) use outcome::Ticket;
 
@@ -26,8 +27,6 @@ use crate::limits::{
 };
 use crate::settings::Flush;
 use crate::shared::Shared;
-use burst::Burst;
-
 pub(crate) const KIND: &str = "queue";
 
 #[derive(Debug)]
@@ -78,9 +77,7 @@ impl Handler<Drain> for QueueActor {
         let mut turn = Load::default();
         while turn.has_room() && writer.admit(&mut turn) {
             if let Some(limited) = writer.limited.clone() {
-                let (shared, key) = (Arc::clone(&writer.shared), writer.key.clone());
-                let (flush, admitted) = (writer.flush, std::mem::take(&mut writer.admitted));
-                ctx.wait(limited::write(shared, key, limited, flush, admitted).into_actor(self));
+                ctx.wait(limited::write(Arc::clone(&self.writer), limited).into_actor(self));
                 break;
             }
             writer.write();
@@ -140,6 +137,15 @@ impl QueueWriter {
             }
             self.write();
         }
+    }
+
+    /// Gives up everything that waits, in order.
+    fn take_all(&mut self) -> Vec<Burst> {
+        // What a panic has left: the actor has not been restarted yet.
+        self.admitted.retain_mut(Burst::lose_what_is_at_hand);
+        let mut all = std::mem::take(&mut self.admitted);
+        all.extend(std::iter::from_fn(|| self.inbox.pop()));
+        all
     }
 
     /// Takes what waits, up to one write; false when there is nothing.

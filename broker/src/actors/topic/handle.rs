@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use actix::Addr;
 use cuemq_storage_api::{QueueId, QueueKey, StorageError, TopicName};
 
-use super::{KIND, SpanRequest, TopicActor};
+use super::{KIND, SpanRequest, Spanning, TopicActor};
 use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::queue::QueueHandle;
 use crate::actors::supervisor::Identity;
@@ -34,6 +34,8 @@ pub(crate) struct TopicHandle {
     pub(super) parked: Arc<AtomicBool>,
     /// Whether such a change is under way, from before the groups hear of it until its end.
     pub(super) changing: AtomicBool,
+    /// Held by a batch over limited queues that is being written.
+    pub(super) spanning: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A topic's queues at one time.
@@ -72,8 +74,8 @@ impl TopicHandle {
         let queues = readable.ids().map(queue).collect::<std::result::Result<Vec<_>, StorageError>>()?;
         let layout = RwLock::new(Arc::new(Layout { written, queues, changes: changes.into() }));
         let (inbox, address, round_robin) = (Inbox::new(), OnceLock::new(), Mutex::default());
-        let changing = AtomicBool::new(false);
-        Ok(Self { name, flush, rules, layout, inbox, address, round_robin, parked, changing })
+        let (changing, spanning) = (AtomicBool::new(false), Arc::default());
+        Ok(Self { name, flush, rules, layout, inbox, address, round_robin, parked, changing, spanning })
     }
 
     fn start(&self, shared: &Arc<Shared>) -> Addr<TopicActor> {
@@ -83,6 +85,10 @@ impl TopicHandle {
             name: Arc::clone(&identity.name),
             flush: self.flush,
             inbox: Arc::clone(&self.inbox),
+            limited: self
+                .rules
+                .max_length
+                .map(|_| Spanning { lock: Arc::clone(&self.spanning), parked: Arc::clone(&self.parked) }),
         };
         let abandoned = Arc::clone(&self.inbox);
         let orphaned = move || refuse_all(&abandoned, "its topic has failed");
@@ -141,12 +147,6 @@ impl TopicHandle {
         Routes { layout, round_robin: &self.round_robin }
     }
 
-    /// The queue for a message, for topics whose number of queues cannot change.
-    pub(crate) fn next_queue(&self, sharding_key: Option<&str>) -> Result<Arc<QueueHandle>> {
-        let id = self.routes().choose(sharding_key).key().queue;
-        self.queue(id)
-    }
-
     /// Hands over a batch that spans queues.
     pub(crate) fn append_across(&self, shared: &Arc<Shared>, request: SpanRequest) {
         let mut request = Some(request);
@@ -182,6 +182,14 @@ impl Routes<'_> {
     pub(crate) fn queue(&self, id: QueueId) -> Option<&QueueHandle> {
         let queue = self.layout.queues.get(id.get() as usize).filter(|_| self.layout.written.contains(id));
         queue.map(|queue| &**queue)
+    }
+
+    /// Whether a message with this sharding key, or without one, may go to that queue.
+    pub(crate) fn take(&self, queue: QueueId, sharding_key: Option<&str>) -> bool {
+        match sharding_key {
+            Some(key) => by_sharding_key(key, self.layout.written) == queue,
+            None => self.layout.written.contains(queue),
+        }
     }
 
     /// The queue for a message: by its sharding key, or in turn (RocketMQ's round robin).

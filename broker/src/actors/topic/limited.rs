@@ -1,21 +1,40 @@
 //! Batches over queues that may not grow beyond a length: all of one or nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cuemq_storage_api::WriteBatch;
 use tokio::sync::oneshot;
 
-use super::Parts;
-use super::messages::WaitingSpan;
+use super::messages::{SpanRequest, WaitingSpan};
+use super::{Parts, Spanning};
 use crate::actors::expiry::Endings;
-use crate::actors::room::{LimitedQueue, NoRoom, Room, rooms_for};
+use crate::actors::mailbox::Inbox;
+use crate::actors::room::{LimitedQueue, NoRoom, Room, limited, rooms_for};
 use crate::domain::length::Size;
 use crate::error::{Error, Result, SharedError};
 use crate::settings::Flush;
 use crate::shared::Shared;
 
-/// Writes a batch if every queue has room for its part of it.
-pub(super) async fn write(
+/// Writes the batch that waited longest, if every queue has room for its part of it.
+pub(super) async fn write_next(shared: Arc<Shared>, flush: Flush, inbox: Arc<Inbox<SpanRequest>>, spanning: Spanning) {
+    let lock = spanning.lock.lock().await;
+    if spanning.parked.load(Ordering::Acquire) {
+        return;
+    }
+    let Some(request) = inbox.pop() else { return };
+    let (parts, waiting) = request.split();
+    let demands = demands(&shared, &parts);
+    write(shared, flush, demands, parts, waiting).await;
+    drop(lock);
+}
+
+/// The queues with a limit, and what comes to each.
+fn demands(shared: &Shared, parts: &Parts) -> Vec<(Arc<LimitedQueue>, Size)> {
+    parts.iter().filter_map(|(queue, records)| Some((limited(shared, queue)?, Size::of(records)))).collect()
+}
+
+async fn write(
     shared: Arc<Shared>,
     flush: Flush,
     demands: Vec<(Arc<LimitedQueue>, Size)>,

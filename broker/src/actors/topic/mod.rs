@@ -10,21 +10,21 @@ mod limited;
 mod messages;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use actix::{Actor, AsyncContext, Context, Handler, Supervised, WrapFuture};
 use cuemq_storage_api::{QueueKey, Record, WriteBatch};
 
+pub(crate) use change::readable;
 pub(crate) use handle::{Routes, TopicHandle};
 pub(crate) use messages::SpanRequest;
 
 use super::expiry::Endings;
 use super::mailbox::{Drain, Inbox};
-use super::room::LimitedQueue;
-use crate::domain::length::Size;
 use crate::limits::YIELD_AFTER;
 use crate::settings::Flush;
 use crate::shared::Shared;
-use crate::storage::{Done, Passage};
+use crate::storage::Done;
 use messages::WaitingSpan;
 
 pub(crate) const KIND: &str = "topic";
@@ -35,6 +35,8 @@ pub(crate) struct TopicActor {
     name: Arc<str>,
     flush: Flush,
     inbox: Arc<Inbox<SpanRequest>>,
+    /// There if the topic's queues are limited in length.
+    limited: Option<Spanning>,
 }
 
 impl Actor for TopicActor {
@@ -54,12 +56,15 @@ impl Handler<Drain> for TopicActor {
 
     fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) {
         for _ in 0..YIELD_AFTER {
+            if let Some(spanning) = &self.limited {
+                let (shared, inbox) = (Arc::clone(&self.shared), Arc::clone(&self.inbox));
+                ctx.wait(limited::write_next(shared, self.flush, inbox, spanning.clone()).into_actor(self));
+                break;
+            }
             let passage = self.shared.storage.passage();
             let Some(request) = self.inbox.pop() else { return };
             self.shared.probe(KIND, &self.name, "AppendAcross");
-            if self.append_across(request, &passage, ctx) {
-                break;
-            }
+            write_across(&self.shared, request.split(), |batch, done| passage.write(batch, self.flush, done));
         }
         if !self.inbox.rest() {
             ctx.wait(tokio::task::yield_now().into_actor(self));
@@ -86,29 +91,13 @@ fn write_across(shared: &Arc<Shared>, (parts, waiting): (Parts, WaitingSpan), wr
     );
 }
 
-impl TopicActor {
-    /// Whether nothing else is done until it is written.
-    fn append_across(&self, request: SpanRequest, passage: &Passage<'_>, ctx: &mut Context<Self>) -> bool {
-        let (parts, waiting) = request.split();
-        let demands = self.demands(&parts);
-        if demands.is_empty() {
-            write_across(&self.shared, (parts, waiting), |batch, done| passage.write(batch, self.flush, done));
-            return false;
-        }
-        let (shared, flush) = (Arc::clone(&self.shared), self.flush);
-        ctx.wait(limited::write(shared, flush, demands, parts, waiting).into_actor(self));
-        true
-    }
-
-    /// The queues with a limit, and what comes to each.
-    fn demands(&self, parts: &Parts) -> Vec<(Arc<LimitedQueue>, Size)> {
-        let demand = |(queue, records): &(QueueKey, Vec<Record>)| {
-            let topic = self.shared.topics.get(&queue.topic)?;
-            let queue = topic.queue(queue.queue).ok()?;
-            Some((Arc::clone(queue.limited()?), Size::of(records)))
-        };
-        parts.iter().filter_map(demand).collect()
-    }
+/// What batches over limited queues and a change of these queues share.
+#[derive(Clone, Debug)]
+pub(super) struct Spanning {
+    /// Held from taking a batch up to its outcome.
+    lock: Arc<tokio::sync::Mutex<()>>,
+    /// Whether a change is being stored: what waits was sent under it, and waits for that.
+    parked: Arc<AtomicBool>,
 }
 
 /// Records of one batch by queue, queues in the order of their first record.

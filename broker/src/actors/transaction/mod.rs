@@ -5,20 +5,23 @@
 //! anew from the rows. Supervised like all actors.
 
 mod handle;
+mod limited;
 mod messages;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, WrapFuture};
-use cuemq_storage_api::{QueueId, QueueKey, Timestamp, TopicName, WriteBatch};
+use cuemq_storage_api::{QueueId, QueueKey, Record, Timestamp, TopicName, WriteBatch};
 
 pub(crate) use handle::TransactionHandle;
+use limited::Committed;
 pub(crate) use messages::{BeginRequest, Checker, Finish, TransactionCommand};
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::expiry::Endings;
 use super::mailbox::{Drain, Inbox};
+use super::room;
 use super::supervisor::fail_start;
 use crate::actors::group::Answer;
 use crate::domain::expiry::{end_of_life, stamp};
@@ -46,6 +49,8 @@ pub(crate) struct TransactionActor {
     machine: Transactions,
     /// Who waits for the decision of a transaction to be stored.
     waiting: HashMap<TransactionId, Vec<Answer<Option<Receipt>>>>,
+    /// Commits that need room in a queue of limited length and have not been begun. Bounded by the open transactions.
+    limited: Vec<(TransactionId, HalfMessageRow)>,
     checkers: Vec<Weak<dyn Checker>>,
     next_checker: usize,
     alarm: Alarm,
@@ -81,6 +86,7 @@ impl Handler<Drain> for TransactionActor {
             self.shared.probe(KIND, "checker", command.name());
             self.handle_command(command, askers);
         }
+        self.commit_limited(ctx);
         self.set_alarm(ctx);
         if !self.inbox.rest() {
             ctx.wait(tokio::task::yield_now().into_actor(self));
@@ -99,6 +105,7 @@ impl Alarmed for TransactionActor {
         let mut effects = Vec::new();
         self.machine.tick(self.shared.clock.now(), MAX_TICK_EFFECTS, &mut effects);
         self.perform(effects);
+        self.commit_limited(ctx);
         self.set_alarm(ctx);
     }
 }
@@ -106,8 +113,8 @@ impl Alarmed for TransactionActor {
 impl TransactionActor {
     pub(crate) fn new(shared: Arc<Shared>, inbox: Arc<Inbox<TransactionCommand>>) -> Self {
         let machine = Transactions::new(settings(&shared.settings));
-        let (waiting, checkers) = (HashMap::new(), Vec::new());
-        Self { shared, me: None, inbox, machine, waiting, checkers, next_checker: 0, alarm: Alarm::default() }
+        let (waiting, limited, checkers) = (HashMap::new(), Vec::new(), Vec::new());
+        Self { shared, me: None, inbox, machine, waiting, limited, checkers, next_checker: 0, alarm: Alarm::default() }
     }
 
     /// Builds the machine anew from the rows, once every write handed over before has landed.
@@ -136,6 +143,7 @@ impl TransactionActor {
         })?;
         // A decision that was never handed to storage is nobody's any more; the others report when they are stored.
         self.waiting.retain(|transaction, _| !machine.is_open(*transaction));
+        self.limited.clear();
         self.machine = machine;
         Ok(())
     }
@@ -250,24 +258,20 @@ impl TransactionActor {
         let storage = self.shared.storage.clone();
         let passage = storage.passage();
         let (mut batch, mut endings) = (WriteBatch::new(now), Endings::default());
-        let (target, flush) = self.target(&row);
+        let (queue, flush) = target(&self.shared, &row);
         let target = match (decision, inspect) {
             (_, Some(topic)) => Some(QueueKey::new(topic, QueueId::FIRST)),
-            (Decision::Commit, None) => Some(target),
+            (Decision::Commit, None) if room::limited(&self.shared, &queue).is_some() => {
+                self.limited.push((transaction, row));
+                return Ok(());
+            }
+            (Decision::Commit, None) => Some(queue),
             (Decision::Rollback, None) => None,
         };
         if let Some(queue) = &target {
-            // It becomes visible now: its time to live begins.
-            let rules = self.shared.topics.get(&row.topic).map(|topic| *topic.rules()).unwrap_or_default();
-            let mut record = row.record;
-            if let Some(end) = end_of_life(now, row.ttl, rules.ttl) {
-                record.attributes = stamp(&record.attributes, end);
-            }
-            endings.append(&self.shared, &mut batch, queue, record);
+            endings.append(&self.shared, &mut batch, queue, appended_record(&self.shared, &row, now));
         }
-        batch.delete(&half_message::TABLE, half_message::key(transaction));
-        let outcome = TransactionOutcomeRow { decision, at: now };
-        batch.put(&transaction_outcome::TABLE, transaction_outcome::key(transaction), outcome.encode());
+        put_outcome(&mut batch, transaction, decision);
         let (me, shared, store_id) = (self.me.clone(), Arc::clone(&self.shared), self.shared.store_id);
         passage.write(batch, flush, move |result| {
             if result.is_ok() {
@@ -277,6 +281,44 @@ impl TransactionActor {
             report(me.as_ref(), TransactionCommand::Finished { transaction, at: now, receipt });
         });
         Ok(())
+    }
+
+    /// Carries out commits that need room, one after the other; nothing else is done meanwhile.
+    fn commit_limited(&mut self, ctx: &mut Context<Self>) {
+        if self.limited.is_empty() {
+            return;
+        }
+        let (shared, commits) = (Arc::clone(&self.shared), std::mem::take(&mut self.limited));
+        let committed = async move {
+            let mut done = Vec::with_capacity(commits.len());
+            for (transaction, row) in commits {
+                let committed = limited::commit(Arc::clone(&shared), transaction, row).await;
+                done.push((transaction, shared.clock.now(), committed));
+            }
+            done
+        };
+        ctx.wait(committed.into_actor(self).map(|done, actor, ctx| {
+            for (transaction, at, committed) in done {
+                actor.committed(transaction, at, committed);
+            }
+            actor.commit_limited(ctx);
+            actor.set_alarm(ctx);
+        }));
+    }
+
+    fn committed(&mut self, transaction: TransactionId, at: Timestamp, committed: Committed) {
+        let askers = self.waiting.remove(&transaction).unwrap_or_default();
+        match committed {
+            Committed::Told(receipt) => self.finished(transaction, at, receipt, askers),
+            Committed::Kept(refused) => {
+                let mut effects = Vec::new();
+                self.machine.decided(transaction, at, &mut effects);
+                for reply in askers {
+                    let _ = reply.send(Err(refused.get()));
+                }
+                self.perform(effects);
+            }
+        }
     }
 
     fn finished(
@@ -326,23 +368,40 @@ impl TransactionActor {
         Ok(row.map(|row| HalfMessageRow::decode(&row)).transpose()?)
     }
 
-    /// The queue of a committed message: by its sharding key, or the one that was chosen when it was begun while that
-    /// is still written to. One whose topic was deleted goes where an operator finds it.
-    fn target(&self, row: &HalfMessageRow) -> (QueueKey, Flush) {
-        match self.shared.topics.get(&row.topic) {
-            Some(topic) => {
-                let (routes, key) = (topic.routes(), row.record.attributes.sharding_key());
-                let begun = routes.queue(row.queue).filter(|_| key.is_none());
-                (begun.unwrap_or_else(|| routes.choose(key)).key().clone(), topic.flush())
-            }
-            None => (QueueKey::new(super::delay::undeliverable(), QueueId::FIRST), Flush::Durable),
-        }
-    }
-
     fn set_alarm(&mut self, ctx: &mut Context<Self>) {
         let (next, clock) = (self.machine.next_wakeup(), self.shared.clock.clone());
         set_alarm(self, next, &clock, ctx);
     }
+}
+
+/// The queue of a committed message: by its sharding key, or the one that was chosen when it was begun while that is
+/// still written to. One whose topic was deleted goes where an operator finds it.
+fn target(shared: &Shared, row: &HalfMessageRow) -> (QueueKey, Flush) {
+    match shared.topics.get(&row.topic) {
+        Some(topic) => {
+            let (routes, key) = (topic.routes(), row.record.attributes.sharding_key());
+            let begun = routes.queue(row.queue).filter(|_| key.is_none());
+            (begun.unwrap_or_else(|| routes.choose(key)).key().clone(), topic.flush())
+        }
+        None => (QueueKey::new(super::delay::undeliverable(), QueueId::FIRST), Flush::Durable),
+    }
+}
+
+/// What is appended of a half message that becomes visible now: its time to live begins.
+fn appended_record(shared: &Shared, row: &HalfMessageRow, now: Timestamp) -> Record {
+    let rules = shared.topics.get(&row.topic).map(|topic| *topic.rules()).unwrap_or_default();
+    let mut record = row.record.clone();
+    if let Some(end) = end_of_life(now, row.ttl, rules.ttl) {
+        record.attributes = stamp(&record.attributes, end);
+    }
+    record
+}
+
+/// Adds to the batch of a decision that the half message is gone and how it was decided.
+fn put_outcome(batch: &mut WriteBatch, transaction: TransactionId, decision: Decision) {
+    batch.delete(&half_message::TABLE, half_message::key(transaction));
+    let outcome = TransactionOutcomeRow { decision, at: batch.stored_at() };
+    batch.put(&transaction_outcome::TABLE, transaction_outcome::key(transaction), outcome.encode());
 }
 
 fn report(me: Option<&TransactionHandle>, command: TransactionCommand) {

@@ -10,6 +10,7 @@ use super::exchange::{Guest, choose};
 use super::lane::{Lane, LanePlan};
 use super::{Credit, Next, Records};
 use crate::clock::Clock;
+use crate::domain::in_place::InPlaceFailures;
 use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
 use crate::domain::order::Order;
@@ -29,6 +30,8 @@ pub(crate) struct Granted {
     pub(crate) progress: Progress,
     /// What of it is in flight to somebody who popped it.
     pub(crate) elsewhere: BTreeSet<QueueOffset>,
+    /// What is known of messages that failed in their place.
+    pub(crate) failed: BTreeMap<QueueOffset, InPlaceFailures>,
     /// Where to stop for now, in order, because a change of the number of queues is not passed.
     pub(crate) fence: Option<QueueOffset>,
 }
@@ -50,6 +53,8 @@ pub(super) struct HeldQueue {
     parked: Vec<StoredRecord>,
     /// Open, but in flight to somebody who popped it: passed over.
     pub(super) elsewhere: BTreeSet<QueueOffset>,
+    /// Failures of what is still to be read.
+    pub(super) failed: BTreeMap<QueueOffset, InPlaceFailures>,
     /// Fetched or not, these are given to nobody: the group deals with them.
     pub(super) withheld: BTreeSet<QueueOffset>,
     /// When the first of what waits here ends; nothing ends before.
@@ -77,7 +82,7 @@ pub(super) enum Routed {
 
 impl HeldQueue {
     pub(super) fn new(granted: Granted, order: Order) -> Self {
-        let Granted { key, lease, tail, progress, elsewhere, fence } = granted;
+        let Granted { key, lease, tail, progress, elsewhere, failed, fence } = granted;
         let next = progress.next_open(progress.committed());
         let (own, guests, parked) = (Lane::of_holder(order), BTreeMap::new(), Vec::new());
         let withheld = BTreeSet::new();
@@ -91,6 +96,7 @@ impl HeldQueue {
             guests,
             parked,
             elsewhere,
+            failed,
             withheld,
             first_end: None,
             revoked: false,
@@ -112,6 +118,18 @@ impl HeldQueue {
     pub(super) fn is_open(&self, offset: QueueOffset) -> bool {
         let kept_back = self.elsewhere.contains(&offset) || self.withheld.contains(&offset);
         !kept_back && !self.progress.is_acked(offset)
+    }
+
+    /// Has messages that were just read say what is known of their failures.
+    pub(super) fn mark_failed(&mut self, records: &mut Vec<StoredRecord>) {
+        if self.failed.is_empty() {
+            return;
+        }
+        let read = std::mem::take(records).into_iter();
+        records.extend(read.map(|stored| match self.failed.remove(&stored.offset) {
+            Some(failures) => failures.marked(stored),
+            None => stored,
+        }));
     }
 
     /// The lane of the holder, or of a guest that was given something.

@@ -233,6 +233,7 @@ impl Session {
         queue.next = fetch.next;
         queue.note_ends(fetch.records.iter());
         let mut records = fetch.records;
+        queue.mark_failed(&mut records);
         if tags == TagHashes::All && exchange.is_none() && !queue.has_gaps() {
             queue.own.extend(records);
             return Ok(None);

@@ -43,7 +43,7 @@ impl Session {
         })
     }
 
-    /// Records come again to this member at `at`.
+    /// Records come again to this member at `at`; `redeliveries` counts those that they do not tell of themselves.
     pub(crate) fn again_at(
         &self,
         claim: Claim<'_>,
@@ -63,7 +63,7 @@ impl Session {
                     lane.done(stored.offset..stored.offset.plus(1));
                 } else {
                     ends.push(stored.clone());
-                    lane.again_at(at, stored, redeliveries + 1);
+                    lane.again_at(at, stored, redeliveries);
                 }
             }
             queue.note_ends(ends.iter());

@@ -22,6 +22,7 @@ pub(crate) use messages::{Basket, Filters, PopRequest, PoppedRecord, Ticket, Way
 
 use super::offsets::OffsetOwner;
 use super::{Answer, GroupActor, Start};
+use crate::actors::room::came_back;
 use crate::consumer::session::{Claim, Credit, Given, Next, Session, SessionSettings};
 use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
@@ -89,7 +90,7 @@ impl Popping {
 
     /// Whether somebody has popped this message and has not settled it.
     pub(super) fn is_in_flight(&self, queue: &QueueKey, offset: QueueOffset) -> bool {
-        self.flights.offsets_of(queue).any(|out| out == offset)
+        self.flights.is_in_flight(queue, offset)
     }
 
     /// Whether a member is a pool. It has nothing to finish when a queue is taken from it.
@@ -337,6 +338,7 @@ impl GroupActor {
     fn comes_back(&self, flight: &Flight, stored: StoredRecord) {
         let claim = claim_of(flight);
         let pool = self.popping.pools.get(&flight.pool);
+        came_back(&self.shared, &flight.queue);
         if pool.is_some_and(|pool| pool.session.give_back(claim, stored.clone(), flight.redeliveries)) {
             return;
         }

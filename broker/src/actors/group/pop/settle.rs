@@ -199,7 +199,11 @@ impl GroupActor {
         let limit = FetchLimit { max_messages: 1, max_bytes: 1 };
         let until = Some(flight.offset.plus(1));
         let request = FetchRequest { queue: &flight.queue, from: flight.offset, until, limit, tags: &TagHashes::All };
-        Ok(engine.fetch(request)?.records.into_iter().find(|stored| stored.offset == flight.offset))
+        let stored = engine.fetch(request)?.records.into_iter().find(|stored| stored.offset == flight.offset);
+        Ok(stored.map(|stored| match self.offsets.failed_in_place.of_message(&flight.queue, flight.offset) {
+            Some(failures) => failures.marked(stored),
+            None => stored,
+        }))
     }
 
     fn refusal(&self, receipt: &PopReceipt, refused: PopRefused) -> Error {
