@@ -211,9 +211,14 @@ async fn a_reset_makes_receipts_stale(store: Store) {
     // Forwards, what is in flight may be settled or not: it is behind the group.
     broker.reset_group("group", "orders", ResetTo::End).await.unwrap().confirm().await.unwrap();
     again[0].ack().await.unwrap();
+    for refused in [again[1].nack(None).await, again[2].reject("no use").await, again[1].reject("no use").await] {
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Stale, "nothing would come of it: {refused}");
+    }
     clock.advance(10 * SECOND);
     soon("the end of what was skipped", async { while in_flight(&broker).await > 0 {} }).await;
     assert_nothing(&pops, "it was skipped").await;
+    assert_eq!(broker.dead_letters("group").unwrap().count().unwrap(), 0);
     assert_eq!(lag(&broker).await, 0);
     broker.shutdown().await.unwrap();
 }

@@ -298,6 +298,11 @@ impl Pops {
         self.withdraw(id, Ending::Withdrawn).map(|out| out.flight)
     }
 
+    /// Ends a delivery, also one that is being settled, whose message is not its group's any more.
+    pub(crate) fn abandon(&mut self, id: DeliveryId) -> Option<Flight> {
+        self.withdraw(id, Ending::Withdrawn).map(|out| out.flight)
+    }
+
     /// The deliveries whose invisible time is over, at most `most`: each is to be failed, and then
     /// [`ended`](Self::ended) or [`not_ended`](Self::not_ended).
     pub(crate) fn expire(&mut self, now: Timestamp, most: usize) -> Vec<(DeliveryId, Flight)> {

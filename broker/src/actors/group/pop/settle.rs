@@ -139,8 +139,7 @@ impl GroupActor {
     fn fail_flight(&mut self, id: DeliveryId, flight: &Flight, cause: FailureCause, ctx: &mut Context<Self>) {
         let owner = OffsetOwner { queue: flight.queue.clone(), member: None };
         if self.offsets.is_done(&owner, flight.offset) {
-            // An operator had the group skip it.
-            return self.flight_failed(id, Ok(()));
+            return self.flight_skipped(id, flight);
         }
         let stored = match self.fetch_again(flight) {
             Ok(Some(stored)) => stored,
@@ -169,6 +168,21 @@ impl GroupActor {
             actor.write_offsets();
             actor.set_deadline(ctx);
         }));
+    }
+
+    /// An operator had the group skip a message that was in flight: nothing is stored for it, and whoever asked for
+    /// that hears so.
+    fn flight_skipped(&mut self, id: DeliveryId, flight: &Flight) {
+        if let Some(flight) = self.popping.flights.abandon(id) {
+            self.landed(&flight);
+        }
+        for reply in self.popping.answers.remove(&id).unwrap_or_default() {
+            let text = format!(
+                "message {} of queue {} was skipped by its group: it does not come again, and is no dead letter",
+                flight.offset, flight.queue
+            );
+            let _ = reply.send(Err(Error::new(ErrorKind::Stale, text)));
+        }
     }
 
     fn flight_failed(&mut self, id: DeliveryId, result: Result<()>) {
