@@ -9,7 +9,7 @@ use cuemq::storage_api::MemoryStore;
 use cuemq::storage_api::fault::{Faults, Gate, Operation};
 use cuemq::{AckLevel, Broker, BrokerBuilder, FaultEngine, ManualClock, MemoryEngine};
 use cuemq_storage_lsm::{LsmEngine, LsmSettings};
-use cuemq_storage_mmap::{MmapEngine, MmapSettings};
+use cuemq_storage_mmap::{MmapEngine, MmapSettings, RetentionSettings};
 use tempfile::TempDir;
 
 use super::counting::CountingEngine;
@@ -202,6 +202,8 @@ pub(crate) fn mmap_settings() -> MmapSettings {
         index_slots: 1000,
         index_entries: 4000,
         disk_full_percent: 100,
+        // However full the disk of whoever runs the tests is: nothing goes for that.
+        retention: RetentionSettings { disk_watermark_percent: 100, ..RetentionSettings::default() },
         ..MmapSettings::default()
     }
 }
@@ -212,6 +214,7 @@ pub(crate) fn lsm_settings() -> LsmSettings {
         cache_bytes: 4 << 20,
         worker_threads: 1,
         reserve_bytes: 0,
+        disk_watermark_percent: 100,
         ..LsmSettings::default()
     }
 }
