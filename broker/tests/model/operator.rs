@@ -44,7 +44,7 @@ impl Play {
     async fn await_letters_while(&mut self, looking: bool) -> Vec<DeadLetter> {
         self.settle_down().await;
         self.reference.expire(self.clock.now());
-        let end = std::time::Instant::now() + PATIENCE;
+        let end = tokio::time::Instant::now() + PATIENCE;
         loop {
             if looking {
                 let more = poll_all(&mut self.members, self.popper.as_ref(), self.reference.pool).await;
@@ -58,7 +58,7 @@ impl Play {
             if missing.is_empty() {
                 return letters;
             }
-            assert!(std::time::Instant::now() < end, "dead letters are missing: {missing:?}");
+            assert!(tokio::time::Instant::now() < end, "dead letters are missing: {missing:?}");
             std::thread::yield_now();
             tokio::task::yield_now().await;
         }
