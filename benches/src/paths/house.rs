@@ -73,6 +73,10 @@ impl House {
         self.open.as_ref().ok_or_else(|| "the broker is closed".into())
     }
 
+    pub(crate) fn broker(&self) -> Result<Broker> {
+        Ok(self.present()?.broker.clone())
+    }
+
     pub(crate) fn producer(&self) -> Result<Producer> {
         Ok(self.present()?.producer.clone())
     }

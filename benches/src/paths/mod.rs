@@ -7,6 +7,7 @@ pub(crate) mod group_commit;
 pub(crate) mod house;
 pub(crate) mod reopen;
 pub(crate) mod send;
+pub(crate) mod transact;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -13,6 +13,7 @@ mod opening;
 mod start;
 mod supervision;
 mod through;
+mod transactions;
 
 pub mod board;
 pub mod child;
@@ -67,7 +68,7 @@ impl Target {
 }
 
 /// All targets but the ninth, embedded peers, which has a crate of its own.
-pub const ALL: [Target; 11] = [
+pub const ALL: [Target; 12] = [
     Target { numbers: &[1], title: "raw apply", measure: append::run },
     Target { numbers: &[2, 3], title: "through the actors, and to a consumer and back", measure: through::run },
     Target { numbers: &[4], title: "latency from a send to a handler", measure: latency::run },
@@ -79,6 +80,7 @@ pub const ALL: [Target; 11] = [
     Target { numbers: &[11], title: "start, idle memory, size", measure: start::run },
     Target { numbers: &[12], title: "supervision", measure: supervision::run },
     Target { numbers: &[13], title: "order by key beside one that hangs", measure: key_order::run },
+    Target { numbers: &[14], title: "transactions beside plain sends", measure: transactions::run },
 ];
 
 /// A rate.
