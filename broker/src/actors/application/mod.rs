@@ -155,9 +155,12 @@ impl ApplicationActor {
         for submission in self.waiting.iter().take(MAX_ROUND_TRANSACTIONS) {
             operations += submission.operations;
             bytes += submission.bytes;
-            let full = operations > MAX_ROUND_OPERATIONS || bytes > MAX_ROUND_BYTES;
+            let is_full = operations > MAX_ROUND_OPERATIONS || bytes > MAX_ROUND_BYTES;
+            if count > 0 && is_full {
+                break;
+            }
             // One that fits into no queue comes first once, and is refused.
-            if count > 0 && full || !demands.add(&self.shared, submission) && count > 0 {
+            if !demands.add(&self.shared, submission) && count > 0 {
                 break;
             }
             count += 1;
