@@ -43,8 +43,8 @@ pub struct BrokerSettings {
     pub actor_threads: usize,
     /// The delay levels, in milliseconds, level 1 first. 1 to 64 of them, each up to 2^40 ms. Default: RocketMQ's 18.
     pub delay_levels_ms: Vec<u64>,
-    /// Most delayed messages that wait, retries of groups not counted in. 1 to 2^32, default 10,000,000. What they take
-    /// is up to the engine: the map engine keeps all of them in memory, the LSM engine a window.
+    /// Most delayed messages that wait, retries of groups not counted in. 1 to 2^32, default 10,000,000. They lie
+    /// on disk; the scheduler keeps a window of them in memory.
     pub max_delayed_messages: usize,
     /// First check of an undecided transaction after this many milliseconds. Default 6,000.
     pub transaction_check_after_ms: u64,

@@ -1,22 +1,22 @@
 //! `checkpoint`: the state at one position of the log, from where the next opening goes on.
 
 use std::io;
+use std::sync::Arc;
 
 use cuemq_storage_api::{QueueId, QueueKey, TopicName};
 
 use crate::catalog::QueueState;
 use crate::commit_log::format::{len_u8, len_u32};
 use crate::commit_log::{LogEnd, SegmentTimes};
-use crate::cursor::Cursor;
-use crate::files::FileLayer;
-use crate::manifest::read_whole;
+use crate::files::{FileLayer, LayerFile, OpenMode};
+use crate::reading::{Reading, damaged};
 use crate::replace::replace_file;
-use crate::tables::Tables;
+use crate::tables::{Base, Snapshot};
 
 /// The file's name.
 pub(crate) const CHECKPOINT: &str = "checkpoint";
 const MAGIC: &[u8; 4] = b"CqCp";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const FLAG_CLEAN: u16 = 1;
 
 /// Everything that would otherwise have to be replayed from the log's beginning.
@@ -30,7 +30,14 @@ pub(crate) struct Checkpoint {
     pub(crate) log_start: u64,
     pub(crate) times: SegmentTimes,
     pub(crate) queues: Vec<QueuePoint>,
-    pub(crate) tables: Tables,
+}
+
+/// A checkpoint on disk.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) bytes: u64,
+    /// Where its rows are.
+    pub(crate) base: Base,
 }
 
 /// One queue in a checkpoint. Its files hold every entry of `[base, end)`.
@@ -49,9 +56,9 @@ impl QueuePoint {
 }
 
 impl Checkpoint {
-    /// Replaces the file, durably, and says how many bytes it has.
-    pub(crate) fn write(&self, files: &dyn FileLayer) -> io::Result<u64> {
-        let mut bytes = 0;
+    /// Replaces the file, durably.
+    pub(crate) fn write(&self, files: &dyn FileLayer, rows: &Snapshot) -> io::Result<Written> {
+        let mut written = Written { bytes: 0, base: Base::default() };
         replace_file(files, CHECKPOINT, |out| {
             out.write(MAGIC)?;
             out.write(&VERSION.to_le_bytes())?;
@@ -76,61 +83,67 @@ impl Checkpoint {
                 out.write(&queue.min.to_le_bytes())?;
                 out.write(&queue.end.to_le_bytes())?;
             }
-            self.tables.write(out)?;
+            written.base = rows.write(out)?;
             let crc = out.crc();
             out.write(&crc.to_le_bytes())?;
-            bytes = out.len();
+            written.bytes = out.len();
             Ok(())
         })?;
-        Ok(bytes)
+        Ok(written)
     }
 
     /// Reads the file. `None` if there is none, or if it is damaged: all that it says can be had from the log as long
     /// as the log reaches back to its beginning.
-    pub(crate) fn read(files: &dyn FileLayer) -> io::Result<Option<Self>> {
-        let bytes = match read_whole(files, CHECKPOINT) {
-            Ok(bytes) => bytes,
+    pub(crate) fn read(files: &dyn FileLayer) -> io::Result<Option<(Self, Base)>> {
+        let file = match files.open(CHECKPOINT, OpenMode::Existing) {
+            Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let checkpoint = decode(&bytes);
-        if checkpoint.is_none() {
-            tracing::warn!(store = files.describe(), "the checkpoint is damaged; replaying the whole commit log");
+        match decode(&file) {
+            Ok(read) => Ok(Some(read)),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::warn!(store = files.describe(), "the checkpoint is damaged; replaying the whole commit log");
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
-        Ok(checkpoint)
     }
 }
 
-fn decode(bytes: &[u8]) -> Option<Checkpoint> {
-    let (content, crc) = bytes.split_last_chunk::<4>()?;
-    if crc32c::crc32c(content) != u32::from_le_bytes(*crc) {
-        return None;
+/// Reads twice: for the checksum first, so that nothing of damaged bytes is believed.
+fn decode(file: &Arc<dyn LayerFile>) -> io::Result<(Checkpoint, Base)> {
+    let end = file.len()?.checked_sub(4).ok_or_else(damaged)?;
+    let mut crc = [0; 4];
+    file.read_at(end, &mut crc)?;
+    if Reading::crc(&**file, end)? != u32::from_le_bytes(crc) {
+        return Err(damaged());
     }
-    let mut cursor = Cursor::new(content);
-    if cursor.bytes(MAGIC.len())? != MAGIC || cursor.u16()? != VERSION {
-        return None;
+    let mut reading = Reading::new(&**file, end);
+    if reading.bytes(MAGIC.len() as u64)? != MAGIC || reading.u16()? != VERSION {
+        return Err(damaged());
     }
-    let clean = cursor.u16()? & FLAG_CLEAN != 0;
-    let epoch = cursor.u32()?;
-    let end = LogEnd { position: cursor.u64()?, chain: cursor.u32()?, stored_at: cursor.i64()? };
-    let log_start = cursor.u64()?;
+    let clean = reading.u16()? & FLAG_CLEAN != 0;
+    let epoch = reading.u32()?;
+    let log_end = LogEnd { position: reading.u64()?, chain: reading.u32()?, stored_at: reading.i64()? };
+    let log_start = reading.u64()?;
     let mut times = SegmentTimes::new();
-    for _ in 0..cursor.u32()? {
-        times.insert(cursor.u64()?, cursor.i64()?);
+    for _ in 0..reading.u32()? {
+        times.insert(reading.u64()?, reading.i64()?);
     }
     let mut queues = Vec::new();
-    for _ in 0..cursor.u32()? {
-        queues.push(read_queue(&mut cursor)?);
+    for _ in 0..reading.u32()? {
+        queues.push(read_queue(&mut reading)?);
     }
-    let tables = Tables::read(&mut cursor)?;
-    let checkpoint = Checkpoint { clean, epoch, end, log_start, times, queues, tables };
-    cursor.is_empty().then_some(checkpoint)
+    let base = Base::read(file, &mut reading)?;
+    let checkpoint = Checkpoint { clean, epoch, end: log_end, log_start, times, queues };
+    if reading.is_empty() { Ok((checkpoint, base)) } else { Err(damaged()) }
 }
 
-fn read_queue(cursor: &mut Cursor<'_>) -> Option<QueuePoint> {
-    let topic = TopicName::from_stored(cursor.name()?).ok()?;
-    let queue = QueueId::new(cursor.u32()?).ok()?;
-    let (base, min, end) = (cursor.u64()?, cursor.u64()?, cursor.u64()?);
+fn read_queue(reading: &mut Reading<'_>) -> io::Result<QueuePoint> {
+    let topic = TopicName::from_stored(&reading.name()?).map_err(|_| damaged())?;
+    let queue = QueueId::new(reading.u32()?).map_err(|_| damaged())?;
+    let (base, min, end) = (reading.u64()?, reading.u64()?, reading.u64()?);
     let sound = base <= min && min <= end;
-    sound.then_some(QueuePoint { key: QueueKey::new(topic, queue), base, min, end })
+    if sound { Ok(QueuePoint { key: QueueKey::new(topic, queue), base, min, end }) } else { Err(damaged()) }
 }

@@ -9,10 +9,6 @@ impl<'a> Cursor<'a> {
         Self(bytes)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub(crate) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
@@ -25,10 +21,6 @@ impl<'a> Cursor<'a> {
         Some(*taken)
     }
 
-    pub(crate) fn u8(&mut self) -> Option<u8> {
-        self.array().map(u8::from_le_bytes)
-    }
-
     pub(crate) fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }
@@ -39,21 +31,5 @@ impl<'a> Cursor<'a> {
 
     pub(crate) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
-    }
-
-    pub(crate) fn i64(&mut self) -> Option<i64> {
-        self.array().map(i64::from_le_bytes)
-    }
-
-    /// A length of 32 bits and as many bytes.
-    pub(crate) fn long(&mut self) -> Option<&'a [u8]> {
-        let len = self.u32()?;
-        self.bytes(usize::try_from(len).ok()?)
-    }
-
-    /// A length of 8 bits and as many bytes of UTF-8.
-    pub(crate) fn name(&mut self) -> Option<&'a str> {
-        let len = self.u8()?;
-        std::str::from_utf8(self.bytes(usize::from(len))?).ok()
     }
 }

@@ -12,6 +12,7 @@ use cuemq_storage_api::{
     QueueKey, QueueOffset, Result, Row, Table, Timestamp, WriteBatch,
 };
 
+use crate::checkpoint::CHECKPOINT;
 use crate::files::FileLayer;
 use crate::files::real::RealFiles;
 use crate::health::read_failed;
@@ -109,11 +110,13 @@ impl Engine for MmapEngine {
     }
 
     fn get(&self, table: &Table, key: &[u8]) -> Result<Option<Bytes>> {
-        Ok(self.store.catalog("get")?.tables.get(table, key))
+        let row = self.store.catalog("get")?.tables.get(table, key);
+        row.map_err(|error| read_failed("get", CHECKPOINT, error))
     }
 
     fn scan(&self, table: &Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Row>> {
-        Ok(self.store.catalog("scan")?.tables.scan(table, from, to, limit))
+        let rows = self.store.catalog("scan")?.tables.scan(table, from, to, limit);
+        rows.map_err(|error| read_failed("scan", CHECKPOINT, error))
     }
 
     fn maintain(&self, now: Timestamp) -> Result<Maintenance> {

@@ -27,6 +27,7 @@ mod mapped_file;
 mod opening;
 mod preparer;
 mod reader;
+mod reading;
 mod replace;
 mod retention;
 mod settings;

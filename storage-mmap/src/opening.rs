@@ -22,7 +22,7 @@ use crate::index::{INDEX_DIRECTORY, IndexSettings, KeyIndex};
 use crate::manifest::{LOCK, Manifest};
 use crate::settings::MmapSettings;
 use crate::store::MAX_BUFFERED_ENTRIES;
-use crate::tables::RowChange;
+use crate::tables::{RowChange, Tables};
 use crate::watermark;
 
 /// An opened store, ready for an engine.
@@ -110,7 +110,7 @@ struct Recovered {
 impl Recovery<'_> {
     fn run(&self) -> Result<Recovered> {
         let failed = |error| read_failed("open", &self.files.describe(), error);
-        let checkpoint = Checkpoint::read(&**self.files).map_err(failed)?;
+        let (checkpoint, rows) = Checkpoint::read(&**self.files).map_err(failed)?.unzip();
         let clean = checkpoint.as_ref().is_some_and(|point| point.clean && point.epoch == self.manifest.epoch);
         let watermark = watermark::read(&**self.files).map_err(failed)?;
         let base = checkpoint.unwrap_or_else(|| Checkpoint {
@@ -120,7 +120,6 @@ impl Recovery<'_> {
             log_start: 0,
             times: SegmentTimes::new(),
             queues: Vec::new(),
-            tables: Default::default(),
         });
         self.check_segments(&base)?;
         if !clean {
@@ -138,7 +137,7 @@ impl Recovery<'_> {
             ScanPlan { from: base.log_start, chain, stored_at: i64::MIN, durable, until, epoch: self.manifest.epoch }
         };
         let checkpoint = base.end;
-        let (mut replay, scanned) = self.replay(base, plan, whole)?;
+        let (mut replay, scanned) = self.replay(base, Tables::new(rows.unwrap_or_default()), plan, whole)?;
         if !clean {
             recovery::cut(self.segments, checkpoint.position, scanned.end.position)?;
             if scanned.torn {
@@ -150,10 +149,10 @@ impl Recovery<'_> {
         Ok(Recovered { catalog: replay.catalog, end: scanned.end, times: replay.times, checkpoint, is_clean: clean })
     }
 
-    fn replay(&self, base: Checkpoint, plan: ScanPlan, whole: bool) -> Result<(Replay<'_>, Scanned)> {
+    fn replay(&self, base: Checkpoint, tables: Tables, plan: ScanPlan, whole: bool) -> Result<(Replay<'_>, Scanned)> {
         let expected: Vec<(QueueKey, u64)> =
             if whole { Vec::new() } else { base.queues.iter().map(|queue| (queue.key.clone(), queue.end)).collect() };
-        let mut catalog = Catalog::new(base.tables, base.log_start);
+        let mut catalog = Catalog::new(tables, base.log_start);
         for point in base.queues {
             let end = if whole { point.end } else { point.base };
             let queue = QueueState { base: point.base, min: point.min, end, ..QueueState::empty(point.key) };

@@ -29,6 +29,11 @@ impl Replacement {
         self.crc
     }
 
+    /// The file itself, which keeps its bytes when it has got its name and another one replaces it.
+    pub(crate) fn file(&self) -> Arc<dyn LayerFile> {
+        Arc::clone(&self.file)
+    }
+
     /// Bytes written so far.
     pub(crate) fn len(&self) -> u64 {
         self.written + self.pending.len() as u64

@@ -44,6 +44,10 @@ pub struct MmapSettings {
     /// 1, 64 MiB by default. After a crash at most about this much, or twice the size of the tables if that is more,
     /// is replayed.
     pub checkpoint_after_bytes: u64,
+    /// Most memory, by estimate, for rows of tables that changed since the last checkpoint: with more of it the next
+    /// [`maintain`](cuemq_storage_api::Engine::maintain) writes a checkpoint, from which all other rows are read. At
+    /// least 1, 64 MiB by default. Twice as much, and what changes meanwhile, is taken while a checkpoint is written.
+    pub table_memory_bytes: u64,
 }
 
 /// How long records are kept; whole segments go, never the one being written.
@@ -71,6 +75,7 @@ impl Default for MmapSettings {
             retention: RetentionSettings::default(),
             disk_full_percent: 95,
             checkpoint_after_bytes: 64 << 20,
+            table_memory_bytes: 64 << 20,
         }
     }
 }
@@ -128,7 +133,8 @@ impl MmapSettings {
         count("index_entries", self.index_entries, 2..=MAX_INDEX_NUMBER)?;
         percent("disk_full_percent", self.disk_full_percent)?;
         percent("retention.disk_watermark_percent", self.retention.disk_watermark_percent)?;
-        check(self.checkpoint_after_bytes > 0, format_args!("checkpoint_after_bytes is 0: use at least 1"))
+        check(self.checkpoint_after_bytes > 0, format_args!("checkpoint_after_bytes is 0: use at least 1"))?;
+        check(self.table_memory_bytes > 0, format_args!("table_memory_bytes is 0: use at least 1"))
     }
 }
 
@@ -160,6 +166,7 @@ mod tests {
             (MmapSettings { index_entries: 1, ..good() }, "index_entries"),
             (MmapSettings { disk_full_percent: 0, ..good() }, "disk_full_percent"),
             (MmapSettings { checkpoint_after_bytes: 0, ..good() }, "checkpoint_after_bytes"),
+            (MmapSettings { table_memory_bytes: 0, ..good() }, "table_memory_bytes"),
             (MmapSettings { retention, ..good() }, "disk_watermark_percent"),
         ] {
             let error = settings.validate().unwrap_err();

@@ -50,7 +50,9 @@ impl Store {
         let threshold = self.settings.checkpoint_after_bytes.max(growth);
         let grown = self.catalog("maintain")?.log_end.saturating_sub(upkeep.checkpoint_at);
         let mut indexed = Ok(());
-        if grown >= threshold || upkeep.expired.is_some() {
+        // Rows that changed leave memory with a checkpoint.
+        let heavy = self.catalog("maintain")?.tables.young_bytes() as u64 >= self.settings.table_memory_bytes;
+        if grown >= threshold || heavy || upkeep.expired.is_some() {
             indexed = self.checkpoint("maintain", false, &mut upkeep)?;
         }
         let done = match upkeep.expired.take() {
@@ -88,19 +90,20 @@ impl Store {
     /// Writes a checkpoint of everything applied so far, after all that it speaks of is durable. The inner result is
     /// that of the key index: it is not needed for anything but look-ups, and the next opening makes it whole.
     fn checkpoint(&self, operation: &'static str, clean: bool, upkeep: &mut Upkeep) -> Result<Result<()>> {
-        let checkpoint = {
-            // The writer's lock keeps the log's end and the catalog in step; rows are shared and not copied.
+        let (checkpoint, rows) = {
+            // The writer's lock keeps the log's end and the catalog in step; no row is copied.
             let writer = self.writer(operation)?;
-            let catalog = self.catalog(operation)?;
-            Checkpoint {
+            let mut catalog = self.catalog_mut(operation)?;
+            let rows = catalog.tables.freeze();
+            let checkpoint = Checkpoint {
                 clean,
                 epoch: self.epoch,
                 end: writer.log.end(),
                 log_start: catalog.log_start,
                 times: writer.log.times().clone(),
                 queues: catalog.queues().iter().map(QueuePoint::of).collect(),
-                tables: catalog.tables.clone(),
-            }
+            };
+            (checkpoint, rows)
         };
         self.sync_log(operation)?;
         self.spill(operation, 1)?;
@@ -108,10 +111,12 @@ impl Store {
             .sync()
             .map_err(|error| self.health.poison(operation, format!("syncing {}", consume_queue::DIRECTORY), error))?;
         let indexed = self.index.flush(LogPosition::new(checkpoint.end.position));
-        let bytes =
-            checkpoint.write(&*self.files).map_err(|error| no_room(operation, CHECKPOINT, error, &self.health))?;
+        let written = checkpoint
+            .write(&*self.files, &rows)
+            .map_err(|error| no_room(operation, CHECKPOINT, error, &self.health))?;
+        self.catalog_mut(operation)?.tables.rebase(written.base);
         upkeep.checkpoint_at = checkpoint.end.position;
-        upkeep.checkpoint_bytes = bytes;
+        upkeep.checkpoint_bytes = written.bytes;
         Ok(indexed.map_err(|error| {
             let context = format!("writing {INDEX_DIRECTORY}: look-ups by key fail until the store is reopened");
             read_failed(operation, &context, error)

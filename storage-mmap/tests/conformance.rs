@@ -24,6 +24,7 @@ fn small(segment_bytes: u64, retention: Retention) -> MmapSettings {
         retention: retention.into(),
         disk_full_percent: 100,
         checkpoint_after_bytes: 8 << 10,
+        table_memory_bytes: 8 << 10,
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) fn settings(choices: &mut SeededChoices) -> MmapSettings {
         retention: RetentionSettings { max_bytes, ..RetentionSettings::default() },
         disk_full_percent: 100,
         checkpoint_after_bytes: [1, 2000, 10_000][choices.pick(3)],
+        table_memory_bytes: [1000, 64 << 20][choices.pick(2)],
     }
 }
 
