@@ -1,8 +1,7 @@
-//! The engine's one thread: it fills room ahead of the writer, settles it where each frame waits for a sync, has the next
-//! window's pages ready, and writes entries of consume queues.
+//! The engine's one thread: it fills room ahead of the writer, has the next window's pages ready, and writes entries of
+//! consume queues.
 //!
-//! All of it but settling is also done by the writer, later and in smaller pieces, and nothing but speed depends on
-//! settling: the thread may lag or be absent. Only a sync of its that fails poisons the store.
+//! All of it is also done by the writer, later and in smaller pieces, so the thread may lag, fail or be absent.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,8 +70,7 @@ fn work(store: &Store, is_ending: &AtomicBool) {
         store.ahead.take_down();
         if let Some(task) = store.ahead.task() {
             if let Err(error) = store.ahead.carry_out(task) {
-                // The same as for the writer's own sync: the error is reported once, and not for whose bytes.
-                let _ = store.health.poison("prepare", "syncing room of the commit log".to_owned(), error);
+                tracing::debug!(store = store.files.describe(), %error, "room could not be prepared");
             }
         } else if !has_to_spill() {
             store.ahead.sleep(|| !is_ending() && store.ahead.task().is_none() && !has_to_spill());

@@ -18,6 +18,8 @@ pub const FLAG: &str = "--as-child";
 const TOPICS_BEFORE: u32 = 20;
 /// Messages that are sent or popped at once.
 const AT_ONCE: usize = 256;
+/// Messages that lie in one queue when they are popped: half of what a group may have open in it.
+const POPPED_PER_QUEUE: u64 = 1024;
 
 /// A process of this program; killed when it is dropped before its end.
 #[derive(Debug)]
@@ -171,7 +173,8 @@ async fn idle(
 /// consumer itself holds is let go of before.
 async fn popped(directory: &Path, count: u64) -> Result<()> {
     let broker = Broker::open(directory).await?;
-    broker.create_topic(TopicSpec::new(TOPIC).flush(Flush::Buffered)).await?;
+    let queues = u32::try_from(count.div_ceil(POPPED_PER_QUEUE))?;
+    broker.create_topic(TopicSpec::new(TOPIC).queues(queues).flush(Flush::Buffered)).await?;
     let producer = broker.producer(TOPIC).await?;
     let mut sent = 0;
     while sent < count {

@@ -14,11 +14,6 @@ use crate::commit_log::window::{WINDOW_BYTES, Window};
 /// Windows that are used up and still mapped, at most.
 const MAX_RETIRED_WINDOWS: usize = 4;
 
-/// Bytes that are settled ahead of frames that wait for a sync each: enough for some thousand small ones.
-const SETTLE_BYTES: u64 = 2 << 20;
-/// Bytes that a writer which has outrun that writes before settling is tried again: so it costs one byte in sixteen.
-const SETTLE_REST_BYTES: u64 = 16 * SETTLE_BYTES;
-
 /// Shared by the writer and the thread that prepares room.
 #[derive(Debug)]
 pub(crate) struct Ahead {
@@ -31,12 +26,6 @@ pub(crate) struct Ahead {
     window_for: AtomicU64,
     /// Bytes written since the last sync.
     unsynced: AtomicU64,
-    /// Whether the last frame waits for a sync.
-    expects_sync: AtomicBool,
-    /// Whether the writer has settled room ahead of it, as far as it was seen at the last sync.
-    is_settled: AtomicBool,
-    /// The log position before which nothing is settled.
-    settles_from: AtomicU64,
     /// Most bytes to fill ahead.
     most: u64,
     /// Whether the thread waits to be woken.
@@ -51,8 +40,6 @@ pub(crate) enum Task {
     Fill(Arc<Room>),
     /// A window at this place of the segment.
     Map(Arc<Room>, u64),
-    /// Room for frames that wait for a sync each.
-    Settle(Arc<Room>),
 }
 
 impl Ahead {
@@ -63,9 +50,6 @@ impl Ahead {
             retired: Mutex::default(),
             window_for: AtomicU64::new(0),
             unsynced: AtomicU64::new(0),
-            expects_sync: AtomicBool::new(false),
-            is_settled: AtomicBool::new(false),
-            settles_from: AtomicU64::new(0),
             most,
             sleeps: AtomicBool::new(false),
             thread: OnceLock::new(),
@@ -83,14 +67,12 @@ impl Ahead {
 
     /// The writer has begun another segment.
     pub(crate) fn go_on_in(&self, room: Arc<Room>) {
-        self.is_settled.store(false, Ordering::Relaxed);
         *self.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
         *self.window() = None;
     }
 
     /// The writer has written a frame of this size.
-    pub(crate) fn moved_on(&self, frame_bytes: u64, expects_sync: bool) {
-        self.expects_sync.store(expects_sync, Ordering::Relaxed);
+    pub(crate) fn moved_on(&self, frame_bytes: u64) {
         // The writer's lock is held by whoever changes this number.
         let unsynced = self.unsynced.load(Ordering::Relaxed) + frame_bytes;
         self.unsynced.store(unsynced, Ordering::Relaxed);
@@ -103,31 +85,6 @@ impl Ahead {
     pub(crate) fn synced(&self) {
         self.unsynced.store(0, Ordering::Relaxed);
         *self.window() = None;
-        let room = self.room();
-        if self.is_settled.load(Ordering::Relaxed) {
-            self.rest_if_outrun(&room);
-        }
-        if self.sleeps.load(Ordering::Relaxed) && self.is_to_settle(&room) {
-            self.wake();
-        }
-    }
-
-    /// Filling and syncing beside a writer that is faster would only take the disk's time from it.
-    fn rest_if_outrun(&self, room: &Room) {
-        let is_outrun = room.settled_lead() == 0;
-        self.is_settled.store(!is_outrun, Ordering::Relaxed);
-        if is_outrun {
-            self.settles_from.store(room.start + room.used() + SETTLE_REST_BYTES, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether frames wait for a sync each, and half of what was settled for them is used up.
-    fn is_to_settle(&self, room: &Room) -> bool {
-        self.expects_sync.load(Ordering::Relaxed)
-            && room.settled_lead() < self.most.min(SETTLE_BYTES) / 2
-            && room.start + room.used() >= self.settles_from.load(Ordering::Relaxed)
-            && room.used() + SETTLE_BYTES <= room.segment_bytes()
-            && !room.is_done()
     }
 
     /// The next window, if it is ready.
@@ -178,35 +135,19 @@ impl Ahead {
         if let Some(next) = self.due_window(&room) {
             return Some(Task::Map(room, next));
         }
-        if self.is_to_settle(&room) {
-            return Some(Task::Settle(room));
-        }
         is_filling.then_some(Task::Fill(room))
     }
 
-    /// Does one task. Room and windows that cannot be had are the writer's to meet, if that lasts.
+    /// Does one task.
     ///
     /// # Errors
-    /// Of a sync: nobody knows then what of the log is on disk.
+    /// What the file layer answers; the same task is then not given again in this segment.
     pub(crate) fn carry_out(&self, task: Task) -> io::Result<()> {
         match task {
-            Task::Settle(room) => {
-                room.settle(SETTLE_BYTES)?;
-                self.rest_if_outrun(&room);
-                Ok(())
-            }
-            Task::Fill(room) => {
-                if let Err(error) = room.fill_ahead() {
-                    tracing::debug!(segment = room.path(), %error, "room could not be prepared");
-                }
-                Ok(())
-            }
+            Task::Fill(room) => room.fill_ahead(),
             Task::Map(room, at) => {
                 self.window_for.store(room.start + at, Ordering::Relaxed);
-                let opened = Window::open(&room, at).inspect_err(|error| {
-                    tracing::debug!(segment = room.path(), %error, "a window could not be prepared");
-                });
-                let Ok(Some(mut window)) = opened else { return Ok(()) };
+                let Some(mut window) = Window::open(&room, at)? else { return Ok(()) };
                 window.populate();
                 let mut slot = self.window();
                 // A sync that came in between may have cleaned the pages.
@@ -246,6 +187,3 @@ impl Ahead {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

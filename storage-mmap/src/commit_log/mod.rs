@@ -68,8 +68,6 @@ pub(crate) struct LogWriter {
     maps: bool,
     /// Whether the frame that is being written goes into the window.
     into_window: bool,
-    /// Whether a sync is expected behind the frame that is being written.
-    expects_sync: bool,
     /// For frames that are written with a positioned write.
     buffer: Vec<u8>,
     /// Full segments that no sync has covered yet.
@@ -103,7 +101,7 @@ impl LogWriter {
         let active = Arc::new(Room::new(Arc::clone(&files), rules, start, file, end.position - start));
         let ahead = Arc::new(Ahead::new(Arc::clone(&active), settings.prepare_bytes));
         let (prepared, window, buffer, sealed_unsynced, names_unsynced) = (None, None, Vec::new(), Vec::new(), true);
-        let (maps, into_window, expects_sync) = (true, false, false);
+        let (maps, into_window) = (true, false);
         Ok(Self {
             files,
             segments,
@@ -116,7 +114,6 @@ impl LogWriter {
             window,
             maps,
             into_window,
-            expects_sync,
             buffer,
             sealed_unsynced,
             names_unsynced,
@@ -187,7 +184,6 @@ impl LogWriter {
             self.roll(frame_bytes + END_BYTES, durable_upto, health)?;
         }
         let used = self.end.position - self.active.start;
-        self.expects_sync = expects_sync;
         self.into_window = !expects_sync && self.has_window(used, frame_bytes);
         let (from, upto) = (used, used + frame_bytes);
         let room = if self.into_window { self.active.fill(upto) } else { self.active.claim(from, upto) };
@@ -314,7 +310,7 @@ impl LogWriter {
         self.end = LogEnd { position: self.end.position + u64::from(len), chain, stored_at };
         self.times.insert(self.active.start, stored_at);
         self.active.use_to(used + u64::from(len));
-        self.ahead.moved_on(u64::from(len), self.expects_sync);
+        self.ahead.moved_on(u64::from(len));
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::commit_log::segment::Segments;
-use crate::files::{FileLayer, LayerFile, OpenMode};
+use crate::files::{FileLayer, LayerFile};
 use crate::settings::MmapSettings;
 
 /// Room is filled in steps of at most this many bytes: the writer never waits for more.
@@ -35,8 +35,6 @@ pub(crate) struct Room {
     taken: AtomicU64,
     /// Bytes of the file that were written: frames, then zeros.
     filled: AtomicU64,
-    /// Bytes of the file that a sync of their own has put on disk as filled: to overwrite them, a sync moves data alone.
-    settled: AtomicU64,
     /// Bytes of the file that hold frames.
     used: AtomicU64,
     /// Filling failed: the writer will meet the cause if it lasts.
@@ -73,7 +71,7 @@ impl Room {
     ) -> Self {
         let at = || AtomicU64::new(used);
         let (taking, gave_up) = (Mutex::new(()), AtomicBool::new(false));
-        Self { start, file, files, rules, taking, taken: at(), filled: at(), settled: at(), used: at(), gave_up }
+        Self { start, file, files, rules, taking, taken: at(), filled: at(), used: at(), gave_up }
     }
 
     /// Bytes of the file once it is full.
@@ -89,11 +87,6 @@ impl Room {
     /// Bytes beyond the frames that are filled.
     pub(crate) fn lead(&self) -> u64 {
         self.filled.load(Ordering::Acquire).saturating_sub(self.used())
-    }
-
-    /// Bytes beyond the frames that are settled.
-    pub(crate) fn settled_lead(&self) -> u64 {
-        self.settled.load(Ordering::Relaxed).saturating_sub(self.used())
     }
 
     /// Whether a range of the file is filled up to here, or up to the segment's end.
@@ -163,37 +156,6 @@ impl Room {
     pub(crate) fn fill_ahead(&self) -> io::Result<()> {
         let _taking = self.taking();
         self.fill_step().inspect_err(|_| self.gave_up.store(true, Ordering::Relaxed))
-    }
-
-    /// Fills room for so many bytes behind the frames and syncs it, ahead of frames that wait for a sync each. The disk
-    /// notes where a file's bytes lie when they are first written; this sync does that for many frames at once.
-    ///
-    /// # Errors
-    /// Of the sync only, after which nobody knows what of the file is on disk. What fails before is the writer's to meet.
-    pub(crate) fn settle(&self, lead: u64) -> io::Result<()> {
-        let file = match self.fill_behind(lead) {
-            Ok(file) => file,
-            Err(error) => {
-                self.gave_up.store(true, Ordering::Relaxed);
-                tracing::debug!(segment = self.path(), %error, "room could not be prepared");
-                return Ok(());
-            }
-        };
-        let filled = self.filled.load(Ordering::Acquire);
-        file.sync_data()?;
-        self.settled.fetch_max(filled, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Fills room behind the frames; returns the file, opened once more: an error of writing back is reported once to
-    /// each who has it open, and the writer's own sync must not miss one.
-    fn fill_behind(&self, lead: u64) -> io::Result<Arc<dyn LayerFile>> {
-        let file = self.files.open(&self.path(), OpenMode::Existing)?;
-        let upto = (self.used() + lead).min(self.rules.segment_bytes);
-        while self.filled.load(Ordering::Acquire) < upto {
-            self.fill_ahead()?;
-        }
-        Ok(file)
     }
 
     /// One step; the caller holds the lock.
