@@ -248,10 +248,23 @@ impl Play {
             left -= step;
             self.clock.advance(Duration::from_secs(step));
             self.settle_down().await;
+            self.invisible_times_end().await;
             self.since_change += step;
             self.reference.passed(self.clock.now(), self.since_change >= REVOKE_PATIENCE_S);
             self.locate().await;
         }
+    }
+
+    /// What was popped and is over by now has failed, and that is stored: a kill does not undo it any more.
+    async fn invisible_times_end(&self) {
+        let left = self.reference.most_invisible(self.clock.now());
+        let stored = async {
+            while self.broker().describe_group(GROUP).await.unwrap().in_flight > left {
+                std::thread::yield_now();
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("the end of the invisible times", stored).await;
     }
 
     async fn reopen(&mut self, kill: bool) {

@@ -227,6 +227,11 @@ impl Reference {
         self.entry(number).invisible_until = Some(until);
     }
 
+    /// How many popped messages are invisible still, at most.
+    pub(crate) fn most_invisible(&self, now: Timestamp) -> usize {
+        self.entries.values().filter(|entry| entry.invisible_until.is_some_and(|until| until > now)).count()
+    }
+
     /// A holder was told that it has lost its queue: the message is there for the next one, if that has it not already.
     pub(crate) fn refused(&mut self, number: u64, by: u64, now: Timestamp) {
         if self.is_out_by(number, by) {
