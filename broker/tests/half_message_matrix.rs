@@ -12,7 +12,7 @@
 #[macro_use]
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use common::checker::{number_of, numbered};
@@ -148,6 +148,8 @@ struct Shop {
     asked: watch::Sender<Vec<(&'static str, u32)>>,
     /// What a listener says.
     known: Arc<Mutex<Option<Decision>>>,
+    /// What a listener waits for before it says it, once.
+    hesitation: Arc<Mutex<Option<mpsc::Receiver<()>>>>,
 }
 
 const FIRST: &str = "the first";
@@ -156,7 +158,9 @@ const ANOTHER: &str = "another";
 impl Shop {
     async fn open(store: Store, answers: Answers) -> Self {
         let (clock, asked, known) = (manual_clock(), watch::Sender::new(Vec::new()), Arc::default());
-        let mut shop = Self { store, clock, broker: None, answers, first: None, another: None, asked, known };
+        let hesitation = Arc::default();
+        let mut shop =
+            Self { store, clock, broker: None, answers, first: None, another: None, asked, known, hesitation };
         shop.broker = Some(shop.store.open_at(&shop.clock).await);
         shop.first = Some(shop.producer(FIRST).await);
         shop
@@ -172,9 +176,12 @@ impl Shop {
     }
 
     async fn producer(&self, name: &'static str) -> TransactionProducer {
-        let (asked, known) = (self.asked.clone(), Arc::clone(&self.known));
+        let (asked, known, hesitation) = (self.asked.clone(), Arc::clone(&self.known), Arc::clone(&self.hesitation));
         let listener = move |half: HalfMessage| {
             asked.send_modify(|all| all.push((name, half.checks())));
+            if let Some(word) = hesitation.lock().unwrap().take() {
+                word.recv().unwrap();
+            }
             *known.lock().unwrap()
         };
         self.broker().transaction_producer("producers", "orders", listener).await.unwrap()
@@ -336,12 +343,18 @@ impl Shop {
     /// The same, when it is an answer.
     async fn is_killed_at_its_answer(&mut self, decision: Decision) {
         *self.known.lock().unwrap() = Some(decision);
+        let (word, hesitation) = mpsc::channel();
+        *self.hesitation.lock().unwrap() = Some(hesitation);
+        // Whatever was asked for before is written.
+        self.broker().transaction(|t| t.put("local", "last", vec![1])).await.unwrap();
         let writes = self.store.faults.calls(Operation::Apply);
         let gate = self.store.faults.hold(Operation::Apply);
-        // How often was asked and when next is written before the question.
+        // How often was asked and when next is written, and by itself: the answer comes after it.
         gate.let_pass(1);
         self.clock.advance(NEXT_CHECK);
         self.is_asked(2).await;
+        until("the question's write", || self.store.faults.calls(Operation::Apply) > writes).await;
+        word.send(()).unwrap();
         until("the decision's write", || self.store.faults.calls(Operation::Apply) >= writes + 2).await;
         (self.first, self.another) = (None, None);
         self.store.kill_behind(self.broker.take().unwrap(), gate).await;
