@@ -95,7 +95,8 @@ impl Reference {
                 for number in &of_queue[to..] {
                     let entry = self.entry(*number);
                     entry.free(now, now);
-                    (entry.failures_in_memory, entry.invisible_until) = (0, None);
+                    // Its failures in place are stored until it is done, and count still, if they were.
+                    entry.invisible_until = None;
                     (entry.passed_over, entry.ended_in_hand) = (None, false);
                 }
             } else {
