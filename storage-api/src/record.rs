@@ -165,6 +165,22 @@ impl AttributesBuilder {
         Self { block: BytesMut::from(&attributes.0[..]), problem: None, tagged, sharded }
     }
 
+    /// Starts from existing attributes without the properties whose names `keeps` refuses, to say them anew.
+    #[must_use]
+    pub fn from_attributes_keeping(attributes: &Attributes, keeps: impl Fn(&str) -> bool) -> Self {
+        let mut builder = Self::default();
+        for attribute in attributes.iter() {
+            match attribute {
+                Attribute::Tag(tag) => builder.tag(tag),
+                Attribute::Key(key) => builder.key(key),
+                Attribute::ShardingKey(key) => builder.sharding_key(key),
+                Attribute::Property(name, value) if keeps(name) => builder.property(name, value),
+                Attribute::Property(..) => &mut builder,
+            };
+        }
+        builder
+    }
+
     /// Sets the tag; a second one is an error.
     pub fn tag(&mut self, tag: &str) -> &mut Self {
         if std::mem::replace(&mut self.tagged, true) {
@@ -319,6 +335,22 @@ mod tests {
             )
         );
         assert_eq!(tag_hash(""), 0);
+    }
+
+    #[test]
+    fn attributes_keep_all_but_the_properties_refused() {
+        let mut builder = AttributesBuilder::default();
+        builder.tag("pay").key("k1").key("k2").sharding_key("o-7").property("a", "1").property("b", "2");
+        let attributes = builder.build().unwrap();
+        let mut kept = AttributesBuilder::from_attributes_keeping(&attributes, |name| name != "a");
+        kept.property("a", "3");
+        let kept = kept.build().unwrap();
+        assert_eq!((kept.tag(), kept.sharding_key()), (Some("pay"), Some("o-7")));
+        assert_eq!(kept.keys().collect::<Vec<_>>(), ["k1", "k2"]);
+        assert_eq!((kept.property("a"), kept.property("b")), (Some("3"), Some("2")));
+        let mut tagged_twice = AttributesBuilder::from_attributes_keeping(&attributes, |_| true);
+        tagged_twice.tag("again");
+        assert!(tagged_twice.build().is_err(), "what was kept counts against the one tag");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The copy of a message that was not consumed: what it says of the original, for its redelivery or as a dead letter.
 
-use cuemq_storage_api::{Attribute, AttributesBuilder, InvalidInput, QueueKey, Record, StoredRecord, Timestamp};
+use cuemq_storage_api::{AttributesBuilder, InvalidInput, QueueKey, Record, StoredRecord, Timestamp};
 
 use super::failure::DeadReason;
 use crate::limits::MAX_ERROR_BYTES;
@@ -38,16 +38,8 @@ impl FailedCopy<'_> {
     /// When that is more than an engine stores, which the bounds of what producers send rule out.
     pub(crate) fn record(&self) -> Result<Record, InvalidInput> {
         let original = &self.original.record;
-        let mut builder = AttributesBuilder::default();
-        for attribute in original.attributes.iter() {
-            match attribute {
-                Attribute::Tag(tag) => builder.tag(tag),
-                Attribute::Key(key) => builder.key(key),
-                Attribute::ShardingKey(key) => builder.sharding_key(key),
-                Attribute::Property(name, value) if self.keeps(name) => builder.property(name, value),
-                Attribute::Property(..) => &mut builder,
-            };
-        }
+        let keeps = |name: &str| self.keeps(name);
+        let mut builder = AttributesBuilder::from_attributes_keeping(&original.attributes, keeps);
         self.add_origin(&mut builder);
         builder.property(ATTEMPTS, &self.failures.to_string());
         let property = |name| original.attributes.property(name);
@@ -89,16 +81,8 @@ impl FailedCopy<'_> {
 /// # Errors
 /// As [`FailedCopy::record`].
 pub(crate) fn refused_copy(refused: &Record, queue: &QueueKey, now: Timestamp) -> Result<Record, InvalidInput> {
-    let mut builder = AttributesBuilder::default();
-    for attribute in refused.attributes.iter() {
-        match attribute {
-            Attribute::Tag(tag) => builder.tag(tag),
-            Attribute::Key(key) => builder.key(key),
-            Attribute::ShardingKey(key) => builder.sharding_key(key),
-            Attribute::Property(EXPIRES_AT, _) => &mut builder,
-            Attribute::Property(name, value) => builder.property(name, value),
-        };
-    }
+    let keeps = |name: &str| name != EXPIRES_AT;
+    let mut builder = AttributesBuilder::from_attributes_keeping(&refused.attributes, keeps);
     builder
         .property(ORIGIN_TOPIC, queue.topic.as_str())
         .property(ORIGIN_QUEUE, &queue.queue.get().to_string())
@@ -123,7 +107,7 @@ pub(crate) fn cut(text: &str, most: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use cuemq_storage_api::limits::MAX_KEY_BYTES;
-    use cuemq_storage_api::{GroupName, LogPosition, QueueId, QueueOffset, TopicName};
+    use cuemq_storage_api::{Attribute, GroupName, LogPosition, QueueId, QueueOffset, TopicName};
 
     use super::*;
     use crate::limits::MAX_PROPERTIES_BYTES;

@@ -1,7 +1,7 @@
 //! Failed deliveries of a message that keeps its place: it comes again where it lies, and what is known of its failures
 //! is kept beside it.
 
-use cuemq_storage_api::{Attribute, AttributesBuilder, InvalidInput, Record, StoredRecord, Timestamp};
+use cuemq_storage_api::{AttributesBuilder, InvalidInput, Record, StoredRecord, Timestamp};
 
 use super::failed_copy::cut;
 use crate::limits::MAX_ERROR_BYTES;
@@ -42,16 +42,8 @@ impl InPlaceFailures {
     /// # Errors
     /// When that is more than attributes take, which the bounds of what producers send rule out.
     pub(crate) fn mark(&self, record: &Record) -> Result<Record, InvalidInput> {
-        let mut builder = AttributesBuilder::default();
-        for attribute in record.attributes.iter() {
-            match attribute {
-                Attribute::Tag(tag) => builder.tag(tag),
-                Attribute::Key(key) => builder.key(key),
-                Attribute::ShardingKey(key) => builder.sharding_key(key),
-                Attribute::Property(ATTEMPTS | FIRST_FAILED_AT | LAST_ERROR, _) => &mut builder,
-                Attribute::Property(name, value) => builder.property(name, value),
-            };
-        }
+        let keeps = |name: &str| !matches!(name, ATTEMPTS | FIRST_FAILED_AT | LAST_ERROR);
+        let mut builder = AttributesBuilder::from_attributes_keeping(&record.attributes, keeps);
         builder
             .property(ATTEMPTS, &self.failures.to_string())
             .property(FIRST_FAILED_AT, &self.first_failed_at.as_millis().to_string());

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use bytes::Bytes;
-use cuemq_storage_api::{Attribute, Attributes, AttributesBuilder, InvalidInput, QueueOffset, Record, Timestamp};
+use cuemq_storage_api::{Attributes, AttributesBuilder, InvalidInput, QueueOffset, Record, Timestamp};
 
 use super::failure::DeadReason;
 use crate::message::{
@@ -134,17 +134,8 @@ fn begin(letter: &Record, edited: Option<&Edited>) -> AttributesBuilder {
     if let Some(edited) = edited {
         return AttributesBuilder::from_attributes(&edited.attributes);
     }
-    let mut builder = AttributesBuilder::default();
-    for attribute in letter.attributes.iter() {
-        match attribute {
-            Attribute::Tag(tag) => builder.tag(tag),
-            Attribute::Key(key) => builder.key(key),
-            Attribute::ShardingKey(key) => builder.sharding_key(key),
-            Attribute::Property(name, _) if name.starts_with(SYSTEM_PROPERTY_PREFIX) => &mut builder,
-            Attribute::Property(name, value) => builder.property(name, value),
-        };
-    }
-    builder
+    let keeps = |name: &str| !name.starts_with(SYSTEM_PROPERTY_PREFIX);
+    AttributesBuilder::from_attributes_keeping(&letter.attributes, keeps)
 }
 
 /// The first letter from `start` on that is not among those dealt with: everything before it need not be kept.
