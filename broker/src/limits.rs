@@ -84,6 +84,8 @@ pub const MAX_FIRE_BYTES: usize = 4 << 20;
 pub const MAX_MEASURED_MESSAGES: u64 = 1 << 20;
 /// Most ended messages that groups are told of at once.
 pub const MAX_EXPIRED_MESSAGES: usize = 256;
+/// Most rows of withdrawn messages that one write of a group's progress removes once it has passed them.
+pub const MAX_PASSED_ROWS_REMOVED: usize = 1024;
 /// Delayed messages that may wait in one broker unless its settings say otherwise.
 pub const MAX_DELAYED_MESSAGES: usize = 10_000_000;
 /// Rows of delayed messages that are counted in one step after an opening, before others have their turn.

@@ -17,12 +17,15 @@ use common::{assert_nothing, manual_clock, next, read_all, soon, take, text, unt
 use cuemq::storage_api::ErrorKind as StorageKind;
 use cuemq::storage_api::fault::{Fault, Operation};
 use cuemq::{
-    AuditAction, Broker, Consumer, DivertOptions, ErrorKind, Message, MessageId, Received, Timestamp, TopicSpec,
+    AuditAction, Broker, Consumer, DeadReason, DivertOptions, ErrorKind, Message, MessageId, Received, Timestamp,
+    TopicSpec,
 };
 use futures_util::FutureExt;
 
 on_every_engine!(
     everything_moves_as_it_was,
+    copies_end_when_the_originals_would_have,
+    what_has_ended_already_is_not_moved,
     many_drain_it_and_keys_keep_their_order,
     members_finish_what_they_have_and_get_the_queues_back,
     what_was_done_out_of_order_is_not_moved,
@@ -115,6 +118,64 @@ async fn everything_moves_as_it_was(store: Store) {
     assert_eq!(log[0].note, "to spare, until 0 are left. the customer asked");
     assert_eq!(log[1].note, "100 messages to spare");
     assert_eq!(log[1].queues.iter().map(|m| m.to.get() - m.from.get()).sum::<u64>(), 100);
+    broker.shutdown().await.unwrap();
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Dead letters of a group, by their number alone.
+fn letters_of(broker: &Broker, group: &str) -> u64 {
+    broker.describe_topic(&format!("%DLQ%{group}")).unwrap().queues[0].end.get()
+}
+
+async fn copies_end_when_the_originals_would_have(store: Store) {
+    let clock = manual_clock();
+    let broker = store.open_at(&clock).await;
+    broker.create_topic(TopicSpec::new("orders").queues(2)).await.unwrap();
+    broker.create_topic(TopicSpec::new("spare").queues(2)).await.unwrap();
+    know_group(&broker).await;
+    drop(join(&broker, "helpers", "spare").await);
+    let producer = broker.producer("orders").await.unwrap();
+    for n in 0..8 {
+        let message = message(n);
+        producer.send(if n % 2 == 0 { message.ttl(SECOND * 10) } else { message }).await.unwrap();
+    }
+    clock.advance(SECOND * 4);
+    let report = broker.divert("group", "orders", "spare", DivertOptions::new()).await.unwrap();
+    assert_eq!(report.moved, 8);
+    clock.advance(SECOND * 6 - Duration::from_millis(1));
+    let mut early = join(&broker, "early", "spare").await;
+    assert_eq!(numbers(&take(&mut early, 8).await), (0..8).collect(), "not a millisecond early");
+    clock.advance(Duration::from_millis(1));
+    until("the ends of the copies", || letters_of(&broker, "helpers") == 4).await;
+    let dead = read_all(&broker, "%DLQ%helpers").await;
+    assert_eq!(numbers(&dead), BTreeSet::from([0, 2, 4, 6]));
+    for letter in &dead {
+        assert_eq!((letter.dead_reason(), letter.died_at()), (Some(DeadReason::Expired), Some(clock.now())));
+        assert_eq!(letter.topic(), "orders");
+    }
+    let mut helper = join(&broker, "helpers", "spare").await;
+    assert_eq!(numbers(&take(&mut helper, 4).await), BTreeSet::from([1, 3, 5, 7]));
+    assert_eq!((letters_of(&broker, "group"), letters_of(&broker, "early")), (0, 0), "they had none of them any more");
+    broker.shutdown().await.unwrap();
+}
+
+/// However far behind the group's place and behind however many gaps.
+async fn what_has_ended_already_is_not_moved(store: Store) {
+    const GAPPED: u64 = 8000;
+    let clock = manual_clock();
+    let broker = store.open_at(&clock).await;
+    broker.create_topic(TopicSpec::new("orders").queues(1)).await.unwrap();
+    know_group(&broker).await;
+    let producer = broker.producer("orders").await.unwrap();
+    let ends = |n: u64| if n.is_multiple_of(2) { message(n) } else { message(n).ttl(SECOND) };
+    producer.send_batch((0..GAPPED).map(ends).collect()).await.unwrap();
+    clock.advance(SECOND);
+    until("the ends", || letters_of(&broker, "group") == GAPPED / 2).await;
+    broker.divert("group", "orders", "spare", DivertOptions::new()).await.unwrap();
+    let moved = numbers(&read_all(&broker, "spare").await);
+    assert_eq!(moved, (0..GAPPED).filter(|n| n.is_multiple_of(2)).collect());
+    assert_eq!(letters_of(&broker, "group"), GAPPED / 2);
     broker.shutdown().await.unwrap();
 }
 

@@ -13,7 +13,8 @@ use common::{assert_nothing, bodies, manual_clock, next, read_all, soon, take, t
 use cuemq::storage_api::ErrorKind as StorageKind;
 use cuemq::storage_api::fault::{Fault, Operation};
 use cuemq::{
-    Broker, Consumer, DeadReason, Decision, HalfMessage, ManualClock, Message, OnExpiry, Producer, Received, TopicSpec,
+    Broker, Consumer, DeadReason, Decision, HalfMessage, ManualClock, Message, OnExpiry, Producer, Received, ResetTo,
+    TopicSpec,
 };
 
 on_every_engine!(
@@ -31,6 +32,8 @@ on_every_engine!(
     while_the_broker_is_down,
     a_retry_ends_while_it_waits,
     an_ordered_queue_goes_on,
+    at_its_instant_behind_any_number_of_gaps,
+    passed_by_a_jump_of_the_group,
     broadcasting_members_drop,
     a_full_disk_puts_it_off,
 );
@@ -394,6 +397,64 @@ async fn an_ordered_queue_goes_on(store: Store) {
     letters(&broker, 1).await;
     assert_eq!(text(&take(&mut consumer, 1).await[0]), "behind");
     assert_eq!(broker.describe_group("group").await.unwrap().lag(), 0);
+    broker.shutdown().await.unwrap();
+}
+
+/// Messages of which every other one ends: more gaps than the group's row has room for.
+const GAPPED: u64 = 8000;
+
+async fn send_gapped(producer: &Producer) {
+    let message = |n: u64| {
+        let message = Message::new(n.to_string());
+        if n.is_multiple_of(2) { message } else { message.ttl(SECOND) }
+    };
+    producer.send_batch((0..GAPPED).map(message).collect()).await.unwrap();
+}
+
+async fn at_its_instant_behind_any_number_of_gaps(store: Store) {
+    let clock = manual_clock();
+    let broker = store.open_at(&clock).await;
+    let producer = one_queue(&broker).await;
+    known(&broker).await;
+    send_gapped(&producer).await;
+    drop(producer);
+    clock.advance(SECOND);
+    let all = letters(&broker, GAPPED / 2).await;
+    assert_eq!(bodies(&all), (0..GAPPED / 2).map(|n| (2 * n + 1).to_string()).collect::<Vec<_>>());
+    assert!(all.iter().all(|letter| letter.died_at() == Some(clock.now())), "each at its instant");
+    // Whether the rows are in storage or have to be found there again.
+    store.kill(broker).await;
+    let broker = store.open_at(&clock).await;
+    let mut consumer = consumer(&broker).await;
+    let living = take(&mut consumer, usize::try_from(GAPPED / 2).unwrap()).await;
+    assert_eq!(bodies(&living), (0..GAPPED / 2).map(|n| (2 * n).to_string()).collect::<Vec<_>>());
+    soon("the end of the queue", async {
+        while broker.describe_group("group").await.unwrap().lag() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    Settler::new(&broker).await.settle(&broker).await;
+    assert_eq!(letters_of(&broker, "group"), GAPPED / 2, "each once");
+    broker.shutdown().await.unwrap();
+}
+
+async fn passed_by_a_jump_of_the_group(store: Store) {
+    let clock = manual_clock();
+    let broker = store.open_at(&clock).await;
+    let producer = one_queue(&broker).await;
+    known(&broker).await;
+    send_gapped(&producer).await;
+    clock.advance(SECOND);
+    letters(&broker, GAPPED / 2).await;
+    broker.reset_group("group", "orders", ResetTo::End).await.unwrap().confirm().await.unwrap();
+    producer.send("behind").await.unwrap();
+    let mut consumer = consumer(&broker).await;
+    assert_eq!(text(&take(&mut consumer, 1).await[0]), "behind");
+    drop(consumer);
+    let broker = store.reopen_at(broker, &clock).await;
+    assert_eq!(broker.describe_group("group").await.unwrap().lag(), 0);
+    assert_eq!(letters_of(&broker, "group"), GAPPED / 2);
     broker.shutdown().await.unwrap();
 }
 

@@ -6,17 +6,15 @@
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use cuemq_storage_api::limits::MAX_POSITION;
-use cuemq_storage_api::{GroupName, QueueId, QueueKey, QueueOffset, Table, Timestamp, TopicName};
+use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Table, Timestamp, TopicName};
 
 use super::codec::{DecodeError, decode, encode};
+use super::place::{PLACE_BYTES, decode_place, put_place};
 use crate::domain::in_place::InPlaceFailures;
 use crate::limits::MAX_ERROR_BYTES;
 
 const NAME: &str = "in_place";
 const VERSION: u8 = 1;
-/// Queue and offset.
-const PLACE_BYTES: usize = 12;
 
 /// The table.
 pub(crate) static TABLE: Table = Table::named(NAME);
@@ -29,8 +27,7 @@ pub(crate) fn key(group: &GroupName, queue: &QueueKey, offset: QueueOffset) -> B
         key.put_slice(name);
         key.put_u8(0);
     }
-    key.put_u32(queue.queue.get());
-    key.put_u64(offset.get());
+    put_place(&mut key, queue.queue, offset);
     key.freeze()
 }
 
@@ -50,13 +47,8 @@ pub(crate) fn decode_key(key: &[u8]) -> Result<(GroupName, QueueKey, QueueOffset
     let mut name = || str::from_utf8(names.next().unwrap_or_default()).map_err(|_| malformed());
     let group = GroupName::new(name()?).map_err(DecodeError::invalid(NAME))?;
     let topic = TopicName::from_stored(name()?).map_err(DecodeError::invalid(NAME))?;
-    let (queue, offset) = names.next().and_then(|rest| rest.split_first_chunk()).ok_or_else(malformed)?;
-    let queue = QueueId::new(u32::from_be_bytes(*queue)).map_err(DecodeError::invalid(NAME))?;
-    let offset = u64::from_be_bytes(offset.try_into().map_err(|_| malformed())?);
-    if offset > MAX_POSITION {
-        return Err(DecodeError::new(NAME, "an offset is above 2^53"));
-    }
-    Ok((group, QueueKey::new(topic, queue), QueueOffset::new(offset)))
+    let (queue, offset) = decode_place(NAME, topic, names.next().ok_or_else(malformed)?)?;
+    Ok((group, queue, offset))
 }
 
 impl InPlaceFailures {
@@ -80,6 +72,8 @@ impl InPlaceFailures {
 
 #[cfg(test)]
 mod tests {
+    use cuemq_storage_api::QueueId;
+    use cuemq_storage_api::limits::MAX_POSITION;
     use proptest::prelude::*;
 
     use super::*;

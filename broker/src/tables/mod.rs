@@ -11,9 +11,11 @@ pub(crate) mod expiry;
 pub(crate) mod group;
 pub(crate) mod half_message;
 pub(crate) mod in_place;
+mod place;
 pub(crate) mod queue_change;
 pub(crate) mod recurrence;
 pub(crate) mod topic;
 pub(crate) mod transaction_outcome;
+pub(crate) mod withdrawn;
 
 pub(crate) use codec::DecodeError;

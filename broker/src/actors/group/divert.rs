@@ -253,8 +253,8 @@ impl GroupActor {
         let mut records = StoredOrder::new(&**engine, &TagHashes::All, ranges)?;
         while messages < most && batch.payload_bytes() < MAX_DIVERT_BYTES {
             let Some(LocatedRecord { queue, stored }) = records.next()? else { break };
-            let Some((_, _, progress)) = open.get_mut(&queue) else { continue };
-            if progress.is_acked(stored.offset) {
+            let Some((owner, _, progress)) = open.get_mut(&queue) else { continue };
+            if progress.is_acked(stored.offset) || self.was_withdrawn_ahead(owner, stored.offset)? {
                 continue;
             }
             let id = MessageId::new(self.shared.store_id, stored.position);

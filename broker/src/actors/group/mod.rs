@@ -22,6 +22,7 @@ mod pop;
 mod recall;
 mod room;
 mod withdrawal;
+mod withdrawn_ahead;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -470,7 +471,8 @@ impl GroupActor {
 
     fn write_offsets(&mut self) {
         self.advance_fences();
-        let Some((batch, replies)) = self.offsets.take_batch(self.shared.clock.now()) else { return };
+        let Some((mut batch, replies)) = self.offsets.take_batch(self.shared.clock.now()) else { return };
+        self.offsets.forget_passed(&self.shared, &mut batch);
         self.shared.storage.write(batch, Flush::Buffered, move |result| {
             for reply in replies {
                 answer(Some(reply), result.as_ref().map(|_| ()).map_err(|error| error.get()));

@@ -7,6 +7,7 @@ use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Timestamp, TopicName, 
 
 use super::in_place::FailedInPlace;
 use super::messages::{Answer, QueueLag};
+use super::withdrawn_ahead::WithdrawnAhead;
 use super::{GroupActor, Start};
 use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
@@ -30,6 +31,8 @@ pub(super) struct Offsets {
     unwanted: BTreeMap<OffsetOwner, u64>,
     /// Deliveries that failed in their place.
     pub(super) failed_in_place: FailedInPlace,
+    /// Messages that were withdrawn where `progress` has no room to say so.
+    pub(super) withdrawn_ahead: WithdrawnAhead,
     changed: BTreeSet<OffsetOwner>,
     /// What changed since the last write, to be applied again to what a restart reads back.
     unwritten: Vec<Change>,
@@ -91,7 +94,20 @@ impl Offsets {
         let (progress, changed) = (BTreeMap::new(), BTreeSet::new());
         let (unwritten, replies, held) = (Vec::new(), Vec::new(), BTreeMap::new());
         let (unwanted, failed_in_place) = (BTreeMap::new(), FailedInPlace::default());
-        Self { group, progress, unwanted, failed_in_place, changed, unwritten, replies, held, next_hold: 0 }
+        let withdrawn_ahead = WithdrawnAhead::default();
+        let next_hold = 0;
+        Self {
+            group,
+            progress,
+            unwanted,
+            failed_in_place,
+            withdrawn_ahead,
+            changed,
+            unwritten,
+            replies,
+            held,
+            next_hold,
+        }
     }
 
     /// Reads everything back from storage and applies what was not written yet. What lies above the end of its queue
@@ -104,6 +120,7 @@ impl Offsets {
         self.progress.clear();
         let engine = shared.storage.engine();
         self.failed_in_place.reload(&**engine, &self.group)?;
+        self.withdrawn_ahead.reload(&**engine, &self.group)?;
         let keys = consumer_offset::keys_of_group(&self.group);
         let (group, progress_of, changed) = (&self.group, &mut self.progress, &mut self.changed);
         let unwanted = &mut self.unwanted;
@@ -429,6 +446,16 @@ impl Offsets {
             }
         }
         Some((batch, replies))
+    }
+
+    /// Adds to a batch of progress that what is known of messages which it has passed goes.
+    pub(super) fn forget_passed(&mut self, shared: &Shared, batch: &mut WriteBatch) {
+        let progress = &self.progress;
+        let committed = |owner: &OffsetOwner| progress.get(owner).map(Progress::committed);
+        let deleted = self.withdrawn_ahead.delete_passed(&**shared.storage.engine(), &self.group, committed, batch);
+        if let Err(error) = deleted {
+            tracing::warn!(group = %self.group, %error, "rows of withdrawn messages cannot be removed");
+        }
     }
 
     fn put_row(&self, owner: &OffsetOwner, batch: &mut WriteBatch) {

@@ -25,6 +25,7 @@ use crate::error::Result;
 use crate::limits::MAX_FIRE_BYTES;
 use crate::message::{ATTEMPTS, MessageId, ORIGIN_TOPIC};
 use crate::settings::Flush;
+use crate::tables::withdrawn;
 
 /// Pause before messages whose write was refused are tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -42,6 +43,8 @@ pub(crate) struct Withdrawal {
 #[derive(Debug)]
 pub(crate) struct Withdrawn {
     taken: Vec<(OffsetOwner, QueueOffset)>,
+    /// Those taken where the progress has no room to say so.
+    ahead: Vec<(OffsetOwner, QueueOffset)>,
     /// The rows that wait for its outcome.
     holds: Vec<(OffsetOwner, u64)>,
     why: DeadReason,
@@ -66,6 +69,7 @@ struct Work {
     /// What will be done in each queue, with what is in this write.
     progress: BTreeMap<OffsetOwner, Progress>,
     taken: Vec<(OffsetOwner, QueueOffset)>,
+    ahead: Vec<(OffsetOwner, QueueOffset)>,
     dropped: u64,
 }
 
@@ -133,6 +137,7 @@ impl GroupActor {
             batch: WriteBatch::new(self.shared.clock.now()),
             progress: BTreeMap::new(),
             taken: Vec::new(),
+            ahead: Vec::new(),
             dropped: 0,
         };
         let mut messages = VecDeque::from(messages);
@@ -151,7 +156,7 @@ impl GroupActor {
             let (messages, reply) = (messages.into(), reply.take());
             self.withdrawals.waiting.push_front(Withdrawal { messages, why, reply });
         }
-        let Work { mut batch, progress, taken, dropped } = work;
+        let Work { mut batch, progress, taken, ahead, dropped } = work;
         // Owners of whom nothing was taken have nothing to write.
         let changed: BTreeSet<&OffsetOwner> = taken.iter().map(|(owner, _)| owner).collect();
         let mut holds = Vec::with_capacity(changed.len());
@@ -159,13 +164,15 @@ impl GroupActor {
             self.offsets.put(owner, progress, &mut batch);
             holds.push((owner.clone(), self.offsets.hold(owner.clone())));
         }
-        self.withdrawals.busy = !taken.is_empty();
+        self.withdrawals.busy = !(taken.is_empty() && ahead.is_empty());
+        let busy = self.withdrawals.busy;
         let (inbox, me) = (Arc::clone(&self.inbox), ctx.address());
         self.shared.storage.write(batch, Flush::Buffered, move |result| {
-            if !taken.is_empty() {
+            if busy {
                 let stored = result.is_ok();
                 // A group that is gone reads from storage what was done when it is back.
-                let _ = inbox.push(GroupRequest::Withdrawn(Withdrawn { taken, holds, why, dropped, stored }), &me);
+                let _ =
+                    inbox.push(GroupRequest::Withdrawn(Withdrawn { taken, ahead, holds, why, dropped, stored }), &me);
             }
             super::answer(reply, result.map(|_| ()).map_err(|error| error.get()));
         });
@@ -177,40 +184,83 @@ impl GroupActor {
             return Ok(());
         }
         let progress = work.progress.entry(owner.clone()).or_insert_with(|| self.offsets.progress_of(owner));
-        if !progress.has_room_to_withdraw(offset) {
-            // Too many gaps: it is withdrawn when its turn comes.
-            return Ok(());
+        let has_room = progress.has_room_to_withdraw(offset);
+        let was_withdrawn = self.was_withdrawn_ahead(owner, offset)?;
+        if !has_room {
+            // Too many gaps. One that has not ended is withdrawn when its turn comes.
+            return if was_withdrawn || why != DeadReason::Expired {
+                Ok(())
+            } else {
+                self.take_away_ahead(owner, offset, why, work)
+            };
         }
         let Some(stored) = self.read(&owner.queue, offset)? else { return Ok(()) };
-        let failures = self.offsets.failed_in_place.of_message(&owner.queue, offset).filter(|_| owner.member.is_none());
-        let stored = match failures {
-            Some(failures) => failures.marked(stored),
-            None => stored,
-        };
         if let Some((session, lease)) = self.reader_of(owner)
             && session.withhold(&owner.queue, lease, offset) == Withheld::Out
         {
             return Ok(());
         }
-        progress.withdraw(offset);
+        if was_withdrawn {
+            let row = withdrawn::key(&self.group, &owner.queue, owner.member.as_ref(), offset);
+            work.batch.delete(&withdrawn::TABLE, row);
+        } else {
+            self.end_of(owner, stored, why, work)?;
+        }
+        work.progress.entry(owner.clone()).or_default().withdraw(offset);
+        work.taken.push((owner.clone(), offset));
+        Ok(())
+    }
+
+    /// Adds a message that has ended for which the progress has no room. What a session has read already it finds ended
+    /// by itself, and says so behind the acknowledgements that make room.
+    fn take_away_ahead(
+        &self,
+        owner: &OffsetOwner,
+        offset: QueueOffset,
+        why: DeadReason,
+        work: &mut Work,
+    ) -> Result<()> {
+        let ahead = self.reader_of(owner).is_none_or(|(session, lease)| session.is_ahead(&owner.queue, lease, offset));
+        if ahead && let Some(stored) = self.read(&owner.queue, offset)? {
+            let row = withdrawn::key(&self.group, &owner.queue, owner.member.as_ref(), offset);
+            work.batch.put(&withdrawn::TABLE, row, withdrawn::row());
+            self.end_of(owner, stored, why, work)?;
+            work.ahead.push((owner.clone(), offset));
+        }
+        Ok(())
+    }
+
+    /// Whether a message was withdrawn by a row of its own.
+    pub(super) fn was_withdrawn_ahead(&self, owner: &OffsetOwner, offset: QueueOffset) -> Result<bool> {
+        let engine = self.shared.storage.engine();
+        self.offsets.withdrawn_ahead.has(&**engine, &self.group, owner, offset)
+    }
+
+    /// Adds the message's dead letter to the write, or counts that it is dropped.
+    fn end_of(&self, owner: &OffsetOwner, stored: StoredRecord, why: DeadReason, work: &mut Work) -> Result<()> {
         if self.drops(owner, &stored, why) {
             work.dropped += 1;
-        } else {
-            let failures = stored.record.attributes.property(ATTEMPTS).and_then(|n| n.parse().ok()).unwrap_or(0);
-            let copy = FailedCopy {
-                original: &stored,
-                queue: &owner.queue,
-                origin_id: MessageId::new(self.shared.store_id, stored.position),
-                failures,
-                failed: false,
-                error: None,
-                dead: Some(why),
-                now: work.batch.stored_at(),
-            };
-            let letters = QueueKey::new(TopicName::dead_letter_of(&self.group), QueueId::FIRST);
-            work.batch.append(&letters, copy.record()?);
+            return Ok(());
         }
-        work.taken.push((owner.clone(), offset));
+        let failures =
+            self.offsets.failed_in_place.of_message(&owner.queue, stored.offset).filter(|_| owner.member.is_none());
+        let stored = match failures {
+            Some(failures) => failures.marked(stored),
+            None => stored,
+        };
+        let failures = stored.record.attributes.property(ATTEMPTS).and_then(|n| n.parse().ok()).unwrap_or(0);
+        let copy = FailedCopy {
+            original: &stored,
+            queue: &owner.queue,
+            origin_id: MessageId::new(self.shared.store_id, stored.position),
+            failures,
+            failed: false,
+            error: None,
+            dead: Some(why),
+            now: work.batch.stored_at(),
+        };
+        let letters = QueueKey::new(TopicName::dead_letter_of(&self.group), QueueId::FIRST);
+        work.batch.append(&letters, copy.record()?);
         Ok(())
     }
 
@@ -254,11 +304,12 @@ impl GroupActor {
 
     /// The write of a withdrawal has an outcome.
     pub(super) fn withdrawn(&mut self, withdrawn: Withdrawn, ctx: &mut Context<Self>) {
-        let Withdrawn { taken, holds, why, dropped, stored } = withdrawn;
+        let Withdrawn { taken, ahead, holds, why, dropped, stored } = withdrawn;
         self.withdrawals.busy = false;
         holds.iter().for_each(|(owner, hold)| self.offsets.release(owner, *hold, None));
         if stored {
             self.withdrawals.dropped += dropped;
+            ahead.iter().for_each(|(owner, offset)| self.offsets.withdrawn_ahead.add(owner, *offset));
             for (owner, offset) in taken {
                 self.offsets.withdrawn(&owner, offset);
                 if let Some((session, lease)) = self.reader_of(&owner) {
@@ -267,7 +318,7 @@ impl GroupActor {
             }
         } else if self.shared.check_running().is_ok() {
             // Refused for now: what sessions keep back must not be forgotten.
-            let messages = taken.into_iter().map(|(owner, offset)| (owner.queue, offset)).collect();
+            let messages = taken.into_iter().chain(ahead).map(|(owner, offset)| (owner.queue, offset)).collect();
             let (inbox, me) = (Arc::clone(&self.inbox), ctx.address());
             let pause = self.shared.clock.sleep(AGAIN_AFTER);
             self.shared.arbiters.control().spawn(async move {

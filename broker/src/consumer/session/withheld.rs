@@ -29,6 +29,16 @@ impl Session {
         }
     }
 
+    /// Whether the session has yet to read as far as this message, so that it will keep it back by itself once that has
+    /// ended.
+    pub(crate) fn is_ahead(&self, key: &QueueKey, lease: Lease, offset: QueueOffset) -> bool {
+        let held = self.lock();
+        let queue = held.queues.iter().find(|q| q.key == *key && q.lease == lease);
+        queue.is_none_or(|queue| {
+            offset >= queue.next && !queue.withheld.contains(&offset) && !queue.elsewhere.contains(&offset)
+        })
+    }
+
     /// A message that was kept back is done.
     pub(crate) fn withdrawn(&self, key: &QueueKey, lease: Lease, offset: QueueOffset) {
         let mut held = self.lock();
