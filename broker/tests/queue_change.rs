@@ -17,7 +17,7 @@ use cuemq::storage_api::fault::{Fault, Operation};
 use cuemq::storage_api::{TopicName, WriteBatch};
 use cuemq::{
     Broker, Decision, ErrorKind, Flush, HalfMessage, MaxLength, Message, Order, Overflow, QueueId, QueueKey,
-    QueueOffset, Received, Timestamp, TopicSpec, WorkerHandle,
+    QueueOffset, Received, ResetTo, Timestamp, TopicSpec, WorkerHandle,
 };
 use tokio::sync::watch;
 
@@ -28,6 +28,7 @@ on_every_engine!(
     a_kill_in_the_middle,
     a_group_that_begins_later_keeps_the_order,
     nothing_behind_a_change_comes_before_everything_in_front_of_it,
+    a_move_back_in_front_of_a_change_holds_up_what_was_read_behind_it,
     a_group_without_order_misses_nothing,
     what_was_delayed_or_half_sent_finds_the_new_queues,
     a_change_that_is_not_stored_leaves_the_topic_as_it_was,
@@ -277,6 +278,42 @@ async fn nothing_behind_a_change_comes_before_everything_in_front_of_it(store: S
     let rest: Vec<u64> = take(&mut ordered, 4).await.iter().map(number_of).collect();
     assert_eq!(rest, [1, 2, 3, 4]);
     broker.shutdown().await.unwrap();
+}
+
+async fn a_move_back_in_front_of_a_change_holds_up_what_was_read_behind_it(store: Store) {
+    for in_hand in [false, true] {
+        let clock = manual_clock();
+        let broker = store.open_at(&clock).await;
+        let topic = format!("orders-{in_hand}");
+        broker.create_topic(TopicSpec::new(&topic).queues(2)).await.unwrap();
+        let producer = broker.producer(&topic).await.unwrap().with_selector(|_, queues| queues - 1);
+        producer.send(numbered(0)).await.unwrap();
+        let mut member = broker.consumer("group").subscribe(&topic).ordered(true).build().await.unwrap();
+        take(&mut member, 1).await;
+        broker.set_queues(&topic, 5).await.unwrap();
+        producer.send(numbered(1)).await.unwrap();
+        producer.send(numbered(2)).await.unwrap();
+        let mut hand = Some(next(&mut member).await);
+        if !in_hand {
+            hand.take().unwrap().again_after(Duration::from_secs(1));
+        }
+        // Nothing of its own queue is done yet: that one is not moved.
+        let plan = broker.reset_group("group", &topic, ResetTo::Begin).await.unwrap();
+        let moved = plan.confirm().await.unwrap();
+        assert_eq!(moved.iter().map(|made| made.queue.queue.get()).collect::<Vec<_>>(), [1]);
+        clock.advance(Duration::from_secs(1));
+        let first = next(&mut member).await;
+        assert_eq!(number_of(&first), 0);
+        assert_nothing(&mut member, "the first is not done once more");
+        if let Some(hand) = hand {
+            assert_eq!(hand.ack().await.unwrap_err().kind(), ErrorKind::Stale, "it comes again in its turn");
+        }
+        first.ack().await.unwrap();
+        assert_eq!(take(&mut member, 2).await.iter().map(number_of).collect::<Vec<_>>(), [1, 2]);
+        drop(member);
+        broker.delete_topic(&topic).await.unwrap();
+        broker.shutdown().await.unwrap();
+    }
 }
 
 async fn a_group_without_order_misses_nothing(store: Store) {

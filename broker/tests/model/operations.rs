@@ -1,6 +1,8 @@
 //! What an operator changes, in the reference: dead letters that are sent again, and a group that is moved.
 
-use cuemq::{DeadReason, OffsetMove, QueueKey, Timestamp};
+use std::collections::BTreeSet;
+
+use cuemq::{DeadReason, OffsetMove, Order, QueueKey, Timestamp};
 
 use super::entry::{Entry, Letter, Status};
 use super::reference::Reference;
@@ -109,10 +111,40 @@ impl Reference {
                 }
             }
         }
+        if self.order != Order::Concurrent && moves.iter().any(OffsetMove::is_backwards) {
+            self.recalled_behind_changes(now);
+        }
         let known = self.letters.len();
         self.expire(now);
         // What ended before comes to its end once more as the group reads it.
         self.letters[known..].iter_mut().for_each(|letter| letter.may_be_late = true);
+    }
+
+    /// What comes from behind a change of the number of queues has to wait again if something in front of it is open: its
+    /// holder loses a queue of which he read that far, and what he has of it comes once more in its turn.
+    fn recalled_behind_changes(&mut self, now: Timestamp) {
+        let generation = |entry: &Entry| entry.home.as_ref().map_or(u64::MAX, |home| home.generation);
+        let open = self.entries.values().filter(|entry| !entry.is_over() && entry.home.is_some());
+        let Some(oldest) = open.map(generation).min() else { return };
+        let behind: BTreeSet<QueueKey> = self
+            .entries
+            .values()
+            .filter_map(|entry| entry.home.as_ref())
+            .filter(|home| home.generation > oldest)
+            .map(|home| home.queue.clone())
+            .collect();
+        for entry in self.entries.values_mut() {
+            if !entry.home.as_ref().is_some_and(|home| behind.contains(&home.queue)) {
+                continue;
+            }
+            match entry.status {
+                Status::Out { .. } => entry.loose = true,
+                Status::Ready { from, surely } if entry.failures_in_memory > 0 => {
+                    entry.status = Status::Ready { from: from.min(now), surely };
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Whether somebody had the message by this delivery when the group passed over it.

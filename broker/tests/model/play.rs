@@ -238,6 +238,7 @@ impl Play {
         self.held.retain(|held| held.member != number || !has(held));
         self.settle_down().await;
         self.reference.abandoned(Some(number), self.clock.now());
+        self.reference.expire(self.clock.now());
         self.shared_out();
     }
 

@@ -283,7 +283,7 @@ impl GroupActor {
             GroupRequest::Committed { queue, reply } => {
                 let _ = reply.send(Ok(self.offsets.committed(&OffsetOwner { queue, member: None })));
             }
-            GroupRequest::Reset { queue, to, reply } => self.reset(queue, to, reply),
+            GroupRequest::Reset { queue, to, reply } => self.reset(queue, to, reply, ctx),
             GroupRequest::Operate(operation) => self.operate(*operation, ctx),
             GroupRequest::Prepare { claims, reply } => self.prepare(claims, reply, ctx),
             GroupRequest::Describe { reply } => {

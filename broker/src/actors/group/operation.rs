@@ -61,7 +61,7 @@ impl GroupActor {
     }
 
     /// Sets where consumption goes on while nobody holds the queue.
-    pub(super) fn reset(&mut self, queue: QueueKey, to: QueueOffset, reply: Answer<()>) {
+    pub(super) fn reset(&mut self, queue: QueueKey, to: QueueOffset, reply: Answer<()>, ctx: &mut Context<Self>) {
         if let Some(holding) = self.membership.holding(&queue) {
             let text = format!("member {} reads queue {queue}: let it leave before a reset", holding.member);
             let _ = reply.send(Err(Error::new(ErrorKind::Conflict, text)));
@@ -71,6 +71,7 @@ impl GroupActor {
         let topic = queue.topic.clone();
         self.offsets.reset(&OffsetOwner { queue, member: None }, to, reply);
         self.review_fences(&topic);
+        self.recall_what_is_fenced(&topic, ctx);
     }
 
     pub(super) fn check_shared_progress(&self) -> Result<()> {
@@ -97,7 +98,7 @@ impl GroupActor {
         self.operating = true;
         ctx.wait(write.into_actor(self).map(move |written, actor, ctx| {
             actor.operating = false;
-            let moved = written.map(|_| actor.carry_out(moving, ctx));
+            let moved = written.map(|_| actor.carry_out(&request.topic, moving, ctx));
             let _ = request.reply.send(moved);
         }));
     }
@@ -137,30 +138,48 @@ impl GroupActor {
     }
 
     /// The move is stored: takes it over and tells the members that read the queues.
-    fn carry_out(&mut self, moving: Vec<Moving>, ctx: &mut Context<Self>) -> Vec<OffsetMove> {
+    fn carry_out(&mut self, topic: &TopicName, moving: Vec<Moving>, ctx: &mut Context<Self>) -> Vec<OffsetMove> {
         let mut moved = Vec::with_capacity(moving.len());
-        for Moving { owner, made, backwards, progress } in moving {
-            let queue = owner.queue.clone();
+        let mut backwards = Vec::new();
+        // All of them before anybody reads on: how far he may depends on the others.
+        for Moving { owner, made, backwards: back, progress } in moving {
+            if back {
+                backwards.push(owner.queue.clone());
+            }
             self.offsets.adopt(owner, progress);
-            if backwards {
-                self.popping.forget(&queue);
-                self.recall(&queue, ctx);
-            } else if let Some(holding) = self.membership.holding(&queue)
+            moved.push(made);
+        }
+        self.review_fences(topic);
+        for OffsetMove { queue, to, .. } in moved.iter().filter(|made| !backwards.contains(&made.queue)) {
+            if let Some(holding) = self.membership.holding(queue)
                 && let Some(joined) = self.sessions.get(&holding.member)
             {
                 // What the member has in hand it settles as before.
-                joined.session.skip_to(&queue, holding.lease, made.to);
+                joined.session.skip_to(queue, holding.lease, *to);
             }
-            moved.push(made);
+        }
+        for queue in &backwards {
+            self.popping.forget(queue);
+            self.recall(queue, ctx);
+        }
+        if !backwards.is_empty() {
+            self.recall_what_is_fenced(topic, ctx);
         }
         self.write_offsets();
         moved
     }
 
+    /// After a move back in front of a change of the number of queues: what ordered members have read from behind it waits
+    /// for its turn again.
+    fn recall_what_is_fenced(&mut self, topic: &TopicName, ctx: &mut Context<Self>) {
+        let read: Vec<QueueKey> =
+            self.sessions.values().flat_map(|joined| joined.session.read_past_fences(topic)).collect();
+        read.iter().for_each(|queue| self.recall(queue, ctx));
+    }
+
     /// Takes a queue from its holder and has it begin anew at the committed offset, so that nothing that was given
     /// out before can be acknowledged as what is given out again.
     pub(super) fn recall(&mut self, queue: &QueueKey, ctx: &mut Context<Self>) {
-        self.review_fences(&queue.topic);
         let mut effects = Vec::new();
         if let Some(holding) = self.membership.recall(queue, &mut effects)
             && let Some(joined) = self.sessions.get(&holding.member)

@@ -192,6 +192,14 @@ impl Session {
         self.signal.wake();
     }
 
+    /// Queues of a topic of which more was read than may be now.
+    pub(crate) fn read_past_fences(&self, topic: &TopicName) -> Vec<QueueKey> {
+        let held = self.lock();
+        let past =
+            |queue: &&HeldQueue| queue.key.topic == *topic && queue.fence.is_some_and(|fence| queue.next > fence);
+        held.queues.iter().filter(past).map(|queue| queue.key.clone()).collect()
+    }
+
     /// Passes over everything below `to`, which is done by an operator's word. What is outstanding stays with its
     /// holder.
     pub(crate) fn skip_to(&self, key: &QueueKey, lease: Lease, to: QueueOffset) {
