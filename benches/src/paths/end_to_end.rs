@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cuemq::{Consumer, Flush, PopConsumer, PopReceipt, Received};
-use tokio::try_join;
+use tokio::{join, try_join};
 
 use super::house::House;
 use super::send::Load;
@@ -124,19 +124,21 @@ async fn consume(consumer: &mut Consumer, bodies: &Bodies, first: u64, end: u64)
     Ok(())
 }
 
-/// Pops messages `first..end`, which come in order as long as none fails, checks and acknowledges them.
+/// Pops messages `first..end`, which come in order as long as none fails, checks and acknowledges them: those of one pop
+/// while the next one is on its way.
 async fn pop(consumer: &PopConsumer, bodies: &Bodies, first: u64, end: u64) -> Result<()> {
-    let mut next = first;
+    let (mut next, mut receipts) = (first, Vec::<PopReceipt>::new());
     while next < end {
-        let popped = consumer.pop(TAKE_MESSAGES, POP_WAIT).await?;
-        for message in &popped {
+        let (acked, popped) = join!(consumer.ack_all(&receipts), consumer.pop(TAKE_MESSAGES, POP_WAIT));
+        acked.into_iter().collect::<cuemq::Result<()>>()?;
+        receipts.clear();
+        for message in &popped? {
             check(message, bodies, next)?;
+            receipts.push(message.receipt().clone());
             next += 1;
         }
-        let receipts: Vec<PopReceipt> = popped.iter().map(|message| message.receipt().clone()).collect();
-        consumer.ack_all(&receipts).await.into_iter().collect::<cuemq::Result<()>>()?;
     }
-    Ok(())
+    Ok(consumer.ack_all(&receipts).await.into_iter().collect::<cuemq::Result<()>>()?)
 }
 
 fn check(received: &Received, bodies: &Bodies, message: u64) -> Result<()> {

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::builder::{StartAt, filters_of};
 use super::pledge::{Acknowledged, PopPledge};
 use super::popped::Popped;
-use crate::actors::group::{GroupHandle, PopRequest, Start, Ticket, Wish};
+use crate::actors::group::{GroupHandle, PopRequest, PoppedRun, Start, Ticket, Wish};
 use crate::actors::root::EnsureGroup;
 use crate::broker::Keeper;
 use crate::domain::failure::FailureCause;
@@ -28,13 +28,12 @@ use crate::limits::{DEFAULT_INVISIBLE_TIME, LONGEST_INVISIBLE_TIME, MAX_POP_MESS
 /// A message is settled through the [`Popped`] itself or, from anywhere, by its [`PopReceipt`].
 #[derive(Clone)]
 pub struct PopConsumer {
-    desk: Desk,
+    desk: Arc<Desk>,
     ticket: Arc<Ticket>,
     invisible: Duration,
 }
 
 /// Where a group's popped messages are settled.
-#[derive(Clone)]
 pub(super) struct Desk {
     pub(super) keeper: Arc<Keeper>,
     pub(super) group: Arc<GroupHandle>,
@@ -62,7 +61,8 @@ impl PopConsumer {
         let (pool, invisible) = (self.ticket.pool, self.invisible);
         let take = |reply| PopRequest::Take { pool, wish: Wish { most: max, invisible, until, reply } };
         let basket = self.desk.ask(take).await?;
-        Ok(basket.take().into_iter().map(|record| Popped::new(self.desk.clone(), record)).collect())
+        let records = basket.take().into_iter().flat_map(PoppedRun::into_records);
+        Ok(records.map(|record| Popped::new(Arc::clone(&self.desk), record)).collect())
     }
 
     /// Declares a message done and resolves once that is stored (in the operating system: losing it to a power cut
@@ -257,7 +257,7 @@ impl PopConsumerBuilder {
         let mut topics: BTreeSet<TopicName> = filters.iter().map(|(topic, _)| topic.clone()).collect();
         topics.insert(TopicName::retry_of(&name));
         let ensure = EnsureGroup { name, broadcasting: false, strategy: None, retry: self.retry, paused: None };
-        let desk = Desk { group: self.keeper.group(ensure).await?, keeper: self.keeper };
+        let desk = Arc::new(Desk { group: self.keeper.group(ensure).await?, keeper: self.keeper });
         let start = Start::from(self.start);
         let ticket = desk.ask(|reply| PopRequest::Open { filters, topics, start, reply }).await?;
         Ok(PopConsumer { desk, ticket, invisible: self.invisible })

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cuemq_storage_api::Timestamp;
@@ -19,7 +20,7 @@ pub struct Popped {
     received: Received,
     receipt: PopReceipt,
     until: Timestamp,
-    desk: Desk,
+    desk: Arc<Desk>,
 }
 
 impl fmt::Debug for Popped {
@@ -37,7 +38,7 @@ impl Deref for Popped {
 }
 
 impl Popped {
-    pub(super) fn new(desk: Desk, record: PoppedRecord) -> Self {
+    pub(super) fn new(desk: Arc<Desk>, record: PoppedRecord) -> Self {
         let PoppedRecord { queue, stored, redeliveries, receipt, until } = record;
         tracing::trace!(%queue, offset = %stored.offset, "popped");
         let received = Received::new(queue, stored, desk.keeper.shared().store_id, redeliveries);

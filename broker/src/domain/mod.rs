@@ -22,6 +22,7 @@ pub(crate) mod membership;
 pub(crate) mod offset_plan;
 pub(crate) mod order;
 pub(crate) mod pace;
+mod parcel;
 pub(crate) mod parking;
 pub(crate) mod pop;
 pub(crate) mod pop_receipt;

@@ -11,14 +11,19 @@
 //! ```
 //! The first answer stands: the same one again is no error, the opposite one is refused. Nothing in here is durable:
 //! after a restart everything that was in flight is available again, and its receipts are stale.
+//!
+//! Messages are kept as they were given out, by the [`Parcel`]: most pops bring a run of a queue, and whoever took it
+//! settles it as a whole.
 
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::BuildHasher;
+use std::ops::Range;
 
 use cuemq_storage_api::{QueueKey, QueueOffset, Timestamp};
 
 use super::membership::Lease;
+use super::parcel::{Cause, Ending, Fit, Item, Parcel, State};
 use super::pop_receipt::PopReceipt;
 
 /// The bounds of one group.
@@ -33,6 +38,16 @@ pub(crate) struct PopSettings {
 /// Numbers the deliveries of one group, rising, also over restarts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct DeliveryId(u64);
+
+impl DeliveryId {
+    fn plus(self, deliveries: usize) -> Self {
+        Self(self.0 + deliveries as u64)
+    }
+
+    fn since(self, first: Self) -> usize {
+        usize::try_from(self.0.saturating_sub(first.0)).unwrap_or(usize::MAX)
+    }
+}
 
 /// Numbers the pools of one group.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -53,6 +68,54 @@ pub(crate) struct Flight {
     pub(crate) bytes: u32,
     /// Redeliveries before it that storage does not know of.
     pub(crate) redeliveries: u32,
+}
+
+/// Messages of one queue that follow each other, given out by one pool, which are done together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Landed {
+    /// Their queue.
+    pub(crate) queue: QueueKey,
+    /// Which they are.
+    pub(crate) offsets: Range<QueueOffset>,
+    /// Which pool gave them out.
+    pub(crate) pool: PoolId,
+    /// The lease under which that pool held the queue.
+    pub(crate) lease: Lease,
+    /// How many they are.
+    pub(crate) messages: usize,
+    /// Their payload.
+    pub(crate) bytes: usize,
+}
+
+impl Landed {
+    /// Adds one message of a parcel, to the last run if it follows that.
+    fn add(runs: &mut Vec<Self>, parcel: &Parcel, index: usize) {
+        let (offset, bytes) = (parcel.offset(index), parcel.bytes(index..index + 1));
+        match runs.last_mut() {
+            Some(last)
+                if last.offsets.end == offset
+                    && (last.pool, last.lease) == (parcel.pool, parcel.lease)
+                    && last.queue == parcel.queue =>
+            {
+                last.offsets.end = offset.plus(1);
+                last.messages += 1;
+                last.bytes += bytes;
+            }
+            _ => {
+                let Parcel { queue, pool, lease, .. } = parcel;
+                let offsets = offset..offset.plus(1);
+                runs.push(Self { queue: queue.clone(), offsets, pool: *pool, lease: *lease, messages: 1, bytes });
+            }
+        }
+    }
+}
+
+impl From<Flight> for Landed {
+    fn from(flight: Flight) -> Self {
+        let Flight { queue, offset, pool, lease, bytes, .. } = flight;
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        Self { queue, offsets: offset..offset.plus(1), pool, lease, messages: 1, bytes }
+    }
 }
 
 /// What became of a message by the word of whoever popped it.
@@ -103,30 +166,6 @@ pub(crate) struct TooManyInFlight {
     pub(crate) limit: usize,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Cause {
-    Answer(PopAnswer),
-    Expired,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Out {
-    flight: Flight,
-    /// The end of its invisible time.
-    until: Timestamp,
-    settling: Option<Cause>,
-}
-
-/// How a delivery ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Ending {
-    Answered(PopAnswer),
-    Renewed,
-    Expired(Timestamp),
-    /// It never reached anybody, or was taken out of flight.
-    Withdrawn,
-}
-
 /// Everything that one group has in flight, and how the latest deliveries ended.
 #[derive(Debug)]
 pub(crate) struct Pops {
@@ -136,14 +175,19 @@ pub(crate) struct Pops {
     next: DeliveryId,
     /// Of deliveries below this that are not remembered, some were in flight when the group lost sight of them.
     interrupted: DeliveryId,
-    out: HashMap<DeliveryId, Out>,
-    /// What is out by its place.
+    /// By their first delivery; the deliveries of a parcel follow each other.
+    parcels: BTreeMap<DeliveryId, Parcel>,
+    /// The parcels of a queue of which something is in flight, by their first offset.
     places: HashMap<QueueKey, BTreeSet<(QueueOffset, DeliveryId)>>,
-    /// When to look at what is out. A delivery that is out no more is passed over.
+    /// When to look at which parcel.
     deadlines: BTreeSet<(Timestamp, DeliveryId)>,
-    endings: HashMap<DeliveryId, Ending>,
-    /// Remembered endings, the oldest first.
-    ended: VecDeque<DeliveryId>,
+    /// Parcels of which everything has ended, in the order of that, and those of which something has.
+    finished: VecDeque<DeliveryId>,
+    mixed: BTreeSet<DeliveryId>,
+    in_flight: usize,
+    remembered: usize,
+    /// The most messages that one parcel ever had.
+    longest: usize,
 }
 
 impl Pops {
@@ -157,64 +201,112 @@ impl Pops {
             first,
             next: first,
             interrupted: first,
-            out: HashMap::new(),
+            parcels: BTreeMap::new(),
             places: HashMap::new(),
             deadlines: BTreeSet::new(),
-            endings: HashMap::new(),
-            ended: VecDeque::new(),
+            finished: VecDeque::new(),
+            mixed: BTreeSet::new(),
+            in_flight: 0,
+            remembered: 0,
+            longest: 0,
         }
     }
 
     /// How many messages are in flight.
     #[must_use]
     pub(crate) fn in_flight(&self) -> usize {
-        self.out.len()
+        self.in_flight
     }
 
     /// How many more may be given out.
     #[must_use]
     pub(crate) fn room(&self) -> usize {
-        self.settings.max_in_flight.saturating_sub(self.out.len())
+        self.settings.max_in_flight.saturating_sub(self.in_flight)
     }
 
-    /// The offsets of a queue that are in flight, rising.
+    /// The offsets of a queue that are in flight, in no order.
     pub(crate) fn offsets_of(&self, queue: &QueueKey) -> impl Iterator<Item = QueueOffset> {
-        self.places.get(queue).into_iter().flatten().map(|(offset, _)| *offset)
+        let places = self.places.get(queue).into_iter().flatten();
+        let parcels = places.filter_map(|(_, first)| self.parcels.get(first));
+        parcels.flat_map(|parcel| parcel.flying().map(|index| parcel.offset(index)))
     }
 
     /// Whether a message is in flight.
     #[must_use]
     pub(crate) fn is_in_flight(&self, queue: &QueueKey, offset: QueueOffset) -> bool {
-        let of_it = (offset, DeliveryId(0))..=(offset, DeliveryId(u64::MAX));
-        self.places.get(queue).is_some_and(|places| places.range(of_it).next().is_some())
+        let Some(places) = self.places.get(queue) else { return false };
+        let lowest = QueueOffset::new(offset.get().saturating_sub(self.longest as u64));
+        let near = places.range((lowest, DeliveryId(0))..=(offset, DeliveryId(u64::MAX))).rev();
+        near.filter_map(|(_, first)| self.parcels.get(first)).any(|parcel| parcel.has_in_flight(offset))
     }
 
     /// Everything that is in flight, in no order.
     #[must_use]
     pub(crate) fn all(&self) -> Vec<Flight> {
-        self.out.values().map(|out| out.flight.clone()).collect()
+        let parcels = self.parcels.values();
+        parcels.flat_map(|parcel| parcel.flying().filter_map(|index| parcel.flight(index))).collect()
     }
 
-    /// Gives a message out until its invisible time ends.
+    /// Gives messages out until their invisible time ends: those of a run of a queue, each with its payload and its
+    /// redeliveries. What seals their receipts, in the same order.
     ///
     /// # Errors
     /// When too many are in flight; nothing has changed then.
-    pub(crate) fn give(&mut self, flight: Flight, until: Timestamp) -> Result<PopReceipt, TooManyInFlight> {
-        if self.room() == 0 {
+    pub(crate) fn give(
+        &mut self,
+        (queue, offset): (&QueueKey, QueueOffset),
+        (pool, lease): (PoolId, Lease),
+        until: Timestamp,
+        messages: impl Iterator<Item = (u32, u32)>,
+    ) -> Result<Vec<Seal>, TooManyInFlight> {
+        let items: Vec<Item> = messages.map(|(bytes, redeliveries)| Item::new(bytes, redeliveries)).collect();
+        if items.len() > self.room() {
             return Err(TooManyInFlight { limit: self.settings.max_in_flight });
         }
-        Ok(self.fly(Out { flight, until, settling: None }))
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
+        let queue_seal = self.secret.hash_one(queue);
+        let parcel = Parcel::new(queue.clone(), offset, pool, lease, until, queue_seal, items);
+        let seals = (0..parcel.len()).map(|index| self.seal(self.next, &parcel, index)).collect();
+        self.fly(parcel);
+        Ok(seals)
     }
 
-    /// Ends a delivery as done; `None` when it was done before.
-    ///
-    /// # Errors
-    /// When the receipt is not good.
-    pub(crate) fn ack(&mut self, receipt: &PopReceipt, now: Timestamp) -> Result<Option<Flight>, PopRefused> {
-        match self.begin(receipt, PopAnswer::Ack, now)? {
-            Begun::Started(id, _) => Ok(self.ended(id)),
-            Begun::UnderWay(_) | Begun::Already => Ok(None),
+    /// Ends deliveries as done: what is so now, in runs, and which receipts are not good, by their places. One that was
+    /// done before is neither.
+    pub(crate) fn ack_all(
+        &mut self,
+        receipts: &[PopReceipt],
+        now: Timestamp,
+    ) -> (Vec<Landed>, Vec<(usize, PopRefused)>) {
+        let (mut landed, mut refused, mut place) = (Vec::new(), Vec::new(), 0);
+        while place < receipts.len() {
+            let Some(first) = self.parcel_of(DeliveryId(receipts[place].delivery)) else {
+                refused.push((place, self.why_unknown(&receipts[place])));
+                place += 1;
+                continue;
+            };
+            // Those of one parcel mostly come together.
+            self.change(first, |parcel, pops| {
+                while let Some(receipt) = receipts.get(place)
+                    && let Some(index) = receipt.delivery.checked_sub(first.0).and_then(|n| usize::try_from(n).ok())
+                    && index < parcel.len()
+                {
+                    match pops.check(receipt, first, parcel).and_then(|index| parcel.fit(index, PopAnswer::Ack, now)) {
+                        Ok(Fit::New) => {
+                            parcel.set(index, State::Ended(Ending::Answered(PopAnswer::Ack)));
+                            Landed::add(&mut landed, parcel, index);
+                        }
+                        Ok(Fit::UnderWay | Fit::Already) => {}
+                        Err(error) => refused.push((place, error)),
+                    }
+                    place += 1;
+                }
+            });
         }
+        self.forget();
+        (landed, refused)
     }
 
     /// Takes an answer that counts once it is stored.
@@ -227,43 +319,44 @@ impl Pops {
         answer: PopAnswer,
         now: Timestamp,
     ) -> Result<Begun, PopRefused> {
-        let id = self.check(receipt)?;
-        let same = |first, begun| if first == answer { Ok(begun) } else { Err(PopRefused::Conflict { first }) };
-        if let Some(Ending::Answered(first)) = self.endings.get(&id) {
-            return same(*first, Begun::Already);
-        }
-        let out = self.out.get_mut(&id).ok_or(PopRefused::Forgotten)?;
-        match out.settling {
-            Some(Cause::Answer(first)) => same(first, Begun::UnderWay(id)),
-            None if out.until > now => {
-                out.settling = Some(Cause::Answer(answer));
-                self.deadlines.remove(&(out.until, id));
-                Ok(Begun::Started(id, out.flight.clone()))
-            }
-            Some(Cause::Expired) | None => Err(PopRefused::Expired { at: out.until }),
-        }
+        let (id, first, index) = self.find(receipt)?;
+        self.change(first, |parcel, _| {
+            Ok(match parcel.fit(index, answer, now)? {
+                Fit::New => {
+                    parcel.set(index, State::Settling(Cause::Answer(answer)));
+                    Begun::Started(id, parcel.flight(index).ok_or(PopRefused::Forgotten)?)
+                }
+                Fit::UnderWay => Begun::UnderWay(id),
+                Fit::Already => Begun::Already,
+            })
+        })
+        .unwrap_or(Err(PopRefused::Forgotten))
     }
 
     /// What was begun is stored: the delivery has ended.
     pub(crate) fn ended(&mut self, id: DeliveryId) -> Option<Flight> {
-        let cause = self.out.get(&id)?.settling?;
-        let out = self.take_out(id)?;
-        let ending = match cause {
-            Cause::Answer(answer) => Ending::Answered(answer),
-            Cause::Expired => Ending::Expired(out.until),
-        };
-        self.remember(id, ending);
-        Some(out.flight)
+        self.end(id, |state| match state {
+            State::Settling(Cause::Answer(answer)) => Some(Ending::Answered(answer)),
+            State::Settling(Cause::Expired) => Some(Ending::Expired),
+            State::Out | State::Ended(_) => None,
+        })
     }
 
     /// What was begun surely was not stored. An answer may be given anew; what has expired meanwhile is failed at
     /// `again_at`.
     pub(crate) fn not_ended(&mut self, id: DeliveryId, again_at: Timestamp) {
-        if let Some(out) = self.out.get_mut(&id)
-            && out.settling.take().is_some()
-        {
-            self.deadlines.insert((out.until.max(again_at), id));
+        let Some(first) = self.parcel_of(id) else { return };
+        let state = self.parcels.get(&first).and_then(|parcel| parcel.state(id.since(first)));
+        if !matches!(state, Some(State::Settling(_))) {
+            return;
         }
+        // It goes its own way from here on, at its own time.
+        self.cut(first, id.since(first));
+        self.cut(id, 1);
+        self.change(id, |parcel, _| {
+            parcel.set(0, State::Out);
+            parcel.look_at(parcel.until.max(again_at));
+        });
     }
 
     /// Makes a delivery last until another time, under a new receipt: the old one is stale.
@@ -276,31 +369,34 @@ impl Pops {
         until: Timestamp,
         now: Timestamp,
     ) -> Result<PopReceipt, PopRefused> {
-        let id = self.check(receipt)?;
-        if let Some(Ending::Answered(first)) = self.endings.get(&id) {
-            return Err(PopRefused::Conflict { first: *first });
-        }
-        let out = self.out.get(&id).ok_or(PopRefused::Forgotten)?;
-        match out.settling {
-            Some(Cause::Answer(first)) => return Err(PopRefused::Conflict { first }),
-            Some(Cause::Expired) => return Err(PopRefused::Expired { at: out.until }),
-            None if out.until <= now => return Err(PopRefused::Expired { at: out.until }),
-            None => {}
-        }
-        let out = self.withdraw(id, Ending::Renewed).ok_or(PopRefused::Forgotten)?;
-        Ok(self.fly(Out { until, ..out }))
+        let (_, first, index) = self.find(receipt)?;
+        let renewed = self.change(first, |parcel, _| {
+            // Any answer that came before is in the way, also the one that is asked for.
+            match (parcel.fit(index, PopAnswer::Ack, now)?, parcel.item(index)) {
+                (Fit::New, Some(item)) => {
+                    let renewed = Parcel::like(parcel, parcel.offset(index), until, *item);
+                    parcel.set(index, State::Ended(Ending::Renewed));
+                    Ok(renewed)
+                }
+                _ => Err(PopRefused::Conflict { first: PopAnswer::Ack }),
+            }
+        });
+        let first = self.fly(renewed.unwrap_or(Err(PopRefused::Forgotten))?);
+        let sealed = self.parcels.get(&first).map(|parcel| self.seal(first, parcel, 0));
+        self.forget();
+        let sealed = sealed.ok_or(PopRefused::Forgotten)?;
+        Ok(sealed.receipt(receipt.queue.clone(), receipt.offset))
     }
 
     /// Takes a delivery back that reached nobody; `None` when it has ended or is ending.
     pub(crate) fn take_back(&mut self, receipt: &PopReceipt) -> Option<Flight> {
-        let id = self.check(receipt).ok()?;
-        self.out.get(&id).filter(|out| out.settling.is_none())?;
-        self.withdraw(id, Ending::Withdrawn).map(|out| out.flight)
+        let (id, ..) = self.find(receipt).ok()?;
+        self.end(id, |state| (state == State::Out).then_some(Ending::Withdrawn))
     }
 
     /// Ends a delivery, also one that is being settled, whose message is not its group's any more.
     pub(crate) fn abandon(&mut self, id: DeliveryId) -> Option<Flight> {
-        self.withdraw(id, Ending::Withdrawn).map(|out| out.flight)
+        self.end(id, |state| (!matches!(state, State::Ended(_))).then_some(Ending::Withdrawn))
     }
 
     /// The deliveries whose invisible time is over, at most `most`: each is to be failed, and then
@@ -308,14 +404,17 @@ impl Pops {
     pub(crate) fn expire(&mut self, now: Timestamp, most: usize) -> Vec<(DeliveryId, Flight)> {
         let mut expired = Vec::new();
         while expired.len() < most
-            && let Some((at, id)) = self.deadlines.first().copied()
-            && at <= now
+            && let Some((_, first)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now)
         {
-            self.deadlines.pop_first();
-            if let Some(out) = self.out.get_mut(&id).filter(|out| out.settling.is_none()) {
-                out.settling = Some(Cause::Expired);
-                expired.push((id, out.flight.clone()));
-            }
+            self.change(first, |parcel, _| {
+                // Those that are left keep the deadline.
+                for index in 0..parcel.len() {
+                    if expired.len() < most && parcel.state(index) == Some(State::Out) {
+                        parcel.set(index, State::Settling(Cause::Expired));
+                        expired.extend(parcel.flight(index).map(|flight| (first.plus(index), flight)));
+                    }
+                }
+            });
         }
         expired
     }
@@ -328,74 +427,195 @@ impl Pops {
 
     /// Loses sight of everything in flight, or of one queue's part of it; returns that.
     pub(crate) fn interrupt(&mut self, of: Option<&QueueKey>) -> Vec<Flight> {
-        let ids: Vec<DeliveryId> = match of {
-            Some(queue) => self.places.get(queue).into_iter().flatten().map(|(_, id)| *id).collect(),
-            None => self.out.keys().copied().collect(),
+        let parcels: Vec<DeliveryId> = match of {
+            Some(queue) => self.places.get(queue).into_iter().flatten().map(|(_, first)| *first).collect(),
+            None => self.places.values().flatten().map(|(_, first)| *first).collect(),
         };
         self.interrupted = self.next;
-        ids.into_iter().filter_map(|id| self.withdraw(id, Ending::Withdrawn)).map(|out| out.flight).collect()
+        let mut lost = Vec::new();
+        for first in parcels {
+            self.change(first, |parcel, _| {
+                let flying: Vec<usize> = parcel.flying().collect();
+                for index in flying {
+                    lost.extend(parcel.flight(index));
+                    parcel.set(index, State::Ended(Ending::Withdrawn));
+                }
+            });
+        }
+        self.forget();
+        lost
     }
 
-    fn fly(&mut self, out: Out) -> PopReceipt {
-        let id = self.next;
-        self.next = DeliveryId(id.0 + 1);
-        let Flight { queue, offset, .. } = &out.flight;
-        let seal = self.secret.hash_one((queue, offset, id));
-        let receipt = PopReceipt { queue: queue.clone(), offset: *offset, delivery: id.0, seal };
-        self.deadlines.insert((out.until, id));
-        self.places.entry(queue.clone()).or_default().insert((*offset, id));
-        self.out.insert(id, out);
-        receipt
+    /// Ends a delivery that is in flight, as its state says.
+    fn end(&mut self, id: DeliveryId, how: impl FnOnce(State) -> Option<Ending>) -> Option<Flight> {
+        let first = self.parcel_of(id)?;
+        let index = id.since(first);
+        let ended = self.change(first, |parcel, _| {
+            let ending = parcel.state(index).and_then(how)?;
+            parcel.set(index, State::Ended(ending));
+            parcel.flight(index)
+        });
+        self.forget();
+        ended?
     }
 
-    fn take_out(&mut self, id: DeliveryId) -> Option<Out> {
-        let out = self.out.remove(&id)?;
-        if let Some(places) = self.places.get_mut(&out.flight.queue) {
-            places.remove(&(out.flight.offset, id));
+    fn fly(&mut self, parcel: Parcel) -> DeliveryId {
+        let first = self.next;
+        self.next = first.plus(parcel.len());
+        self.longest = self.longest.max(parcel.len());
+        self.enter(first, parcel);
+        first
+    }
+
+    fn seal(&self, first: DeliveryId, parcel: &Parcel, index: usize) -> Seal {
+        let (offset, delivery) = (parcel.offset(index), first.plus(index));
+        Seal { delivery, seal: self.secret.hash_one((parcel.queue_seal, offset, delivery)) }
+    }
+
+    /// Takes a parcel in hand to change it, with all that is known of it elsewhere.
+    fn change<T>(&mut self, first: DeliveryId, change: impl FnOnce(&mut Parcel, &Self) -> T) -> Option<T> {
+        let mut parcel = self.remove(first)?;
+        let flew = parcel.in_flight() > 0;
+        let changed = change(&mut parcel, self);
+        if flew && parcel.in_flight() == 0 {
+            self.finished.push_back(first);
+        }
+        self.enter(first, parcel);
+        Some(changed)
+    }
+
+    fn enter(&mut self, first: DeliveryId, parcel: Parcel) {
+        self.in_flight += parcel.in_flight();
+        self.remembered += parcel.ended();
+        if let Some(at) = parcel.deadline() {
+            self.deadlines.insert((at, first));
+        }
+        if parcel.in_flight() > 0 {
+            self.places.entry(parcel.queue.clone()).or_default().insert((parcel.first, first));
+            if parcel.ended() > 0 {
+                self.mixed.insert(first);
+            }
+        }
+        self.parcels.insert(first, parcel);
+    }
+
+    fn remove(&mut self, first: DeliveryId) -> Option<Parcel> {
+        let parcel = self.parcels.remove(&first)?;
+        self.in_flight -= parcel.in_flight();
+        self.remembered -= parcel.ended();
+        if let Some(at) = parcel.deadline() {
+            self.deadlines.remove(&(at, first));
+        }
+        self.mixed.remove(&first);
+        if let Some(places) = self.places.get_mut(&parcel.queue) {
+            places.remove(&(parcel.first, first));
             if places.is_empty() {
-                self.places.remove(&out.flight.queue);
+                self.places.remove(&parcel.queue);
             }
         }
-        Some(out)
+        Some(parcel)
     }
 
-    fn withdraw(&mut self, id: DeliveryId, ending: Ending) -> Option<Out> {
-        let out = self.take_out(id)?;
-        self.deadlines.remove(&(out.until, id));
-        self.remember(id, ending);
-        Some(out)
+    /// Makes two parcels of one.
+    fn cut(&mut self, first: DeliveryId, at: usize) {
+        let Some(mut parcel) = self.remove(first) else { return };
+        if at > 0 && at < parcel.len() {
+            let behind = parcel.split_off(at);
+            self.enter_part(first.plus(at), behind);
+        }
+        self.enter_part(first, parcel);
     }
 
-    fn remember(&mut self, id: DeliveryId, ending: Ending) {
-        self.endings.insert(id, ending);
-        self.ended.push_back(id);
-        while self.ended.len() > self.settings.max_remembered {
-            if let Some(oldest) = self.ended.pop_front() {
-                self.endings.remove(&oldest);
+    /// Enters what was cut from a parcel of which something was in flight.
+    fn enter_part(&mut self, first: DeliveryId, part: Parcel) {
+        if part.in_flight() == 0 {
+            self.finished.push_back(first);
+        }
+        self.enter(first, part);
+    }
+
+    /// Forgets endings until no more are remembered than may be: parcels that have ended, the oldest of those ends first;
+    /// if none has, what has ended of the oldest.
+    fn forget(&mut self) {
+        while self.remembered > self.settings.max_remembered {
+            if let Some(oldest) = self.finished.pop_front() {
+                self.remove(oldest);
+            } else if let Some(first) = self.mixed.first().copied()
+                && let Some(parcel) = self.remove(first)
+            {
+                self.enter_what_flies(first, parcel);
+            } else {
+                break;
             }
         }
     }
 
-    /// Whose receipt it is, if that delivery is out or was answered.
-    fn check(&self, receipt: &PopReceipt) -> Result<DeliveryId, PopRefused> {
+    fn enter_what_flies(&mut self, mut first: DeliveryId, mut parcel: Parcel) {
+        loop {
+            let flies = |index| !matches!(parcel.state(index), Some(State::Ended(_)));
+            let flying = flies(0);
+            let end = (1..parcel.len()).find(|index| flies(*index) != flying);
+            let behind = end.map(|end| (first.plus(end), parcel.split_off(end)));
+            if flying {
+                self.enter(first, parcel);
+            }
+            match behind {
+                Some(behind) => (first, parcel) = behind,
+                None => return,
+            }
+        }
+    }
+
+    /// The parcel that a delivery belongs to, if it is known.
+    fn parcel_of(&self, id: DeliveryId) -> Option<DeliveryId> {
+        let (first, parcel) = self.parcels.range(..=id).next_back()?;
+        (id.since(*first) < parcel.len()).then_some(*first)
+    }
+
+    /// Which delivery of which parcel a receipt is for.
+    fn find(&self, receipt: &PopReceipt) -> Result<(DeliveryId, DeliveryId, usize), PopRefused> {
         let id = DeliveryId(receipt.delivery);
+        let known = self.parcel_of(id).and_then(|first| Some((first, self.parcels.get(&first)?)));
+        let (first, parcel) = known.ok_or_else(|| self.why_unknown(receipt))?;
+        Ok((id, first, self.check(receipt, first, parcel)?))
+    }
+
+    /// Whether a receipt is genuine; its place in the parcel.
+    fn check(&self, receipt: &PopReceipt, first: DeliveryId, parcel: &Parcel) -> Result<usize, PopRefused> {
+        let id = DeliveryId(receipt.delivery);
+        let index = id.since(first);
+        let genuine = receipt.offset == parcel.offset(index)
+            && receipt.queue == parcel.queue
+            && receipt.seal == self.secret.hash_one((parcel.queue_seal, receipt.offset, id));
+        if genuine { Ok(index) } else { Err(PopRefused::Forged) }
+    }
+
+    fn why_unknown(&self, receipt: &PopReceipt) -> PopRefused {
+        let id = DeliveryId(receipt.delivery);
+        let queue_seal = || self.secret.hash_one(&receipt.queue);
         if id < self.first {
-            return Err(PopRefused::Earlier);
+            PopRefused::Earlier
+        } else if id >= self.next || self.secret.hash_one((queue_seal(), receipt.offset, id)) != receipt.seal {
+            PopRefused::Forged
+        } else if id < self.interrupted {
+            PopRefused::Interrupted
+        } else {
+            PopRefused::Forgotten
         }
-        if id >= self.next || self.secret.hash_one((&receipt.queue, &receipt.offset, id)) != receipt.seal {
-            return Err(PopRefused::Forged);
-        }
-        if self.out.contains_key(&id) {
-            return Ok(id);
-        }
-        match self.endings.get(&id) {
-            Some(Ending::Answered(_)) => Ok(id),
-            Some(Ending::Renewed) => Err(PopRefused::Renewed),
-            Some(Ending::Expired(at)) => Err(PopRefused::Expired { at: *at }),
-            Some(Ending::Withdrawn) => Err(PopRefused::Interrupted),
-            None if id < self.interrupted => Err(PopRefused::Interrupted),
-            None => Err(PopRefused::Forgotten),
-        }
+    }
+}
+
+/// What makes a receipt, beside the place of its message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Seal {
+    delivery: DeliveryId,
+    seal: u64,
+}
+
+impl Seal {
+    /// The receipt of the message in this place, for which the seal was made.
+    pub(crate) fn receipt(self, queue: QueueKey, offset: QueueOffset) -> PopReceipt {
+        PopReceipt { queue, offset, delivery: self.delivery.0, seal: self.seal }
     }
 }
 

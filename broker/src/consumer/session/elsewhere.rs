@@ -1,5 +1,7 @@
 //! Records of a held queue that are in flight to somebody who popped them, and pools that lose what they hold.
 
+use std::ops::Range;
+
 use cuemq_storage_api::{QueueKey, QueueOffset, StoredRecord};
 
 use super::held_queue::HeldQueue;
@@ -27,12 +29,13 @@ impl Session {
         self.wake_members(woken.as_slice());
     }
 
-    /// A record that was in flight is done.
-    pub(crate) fn done_elsewhere(&self, key: &QueueKey, lease: Lease, offset: QueueOffset) {
+    /// Records that were in flight are done.
+    pub(crate) fn done_elsewhere(&self, key: &QueueKey, lease: Lease, offsets: Range<QueueOffset>) {
         self.change(key, lease, |queue| {
-            queue.elsewhere.remove(&offset);
+            let behind = queue.elsewhere.split_off(&offsets.start).split_off(&offsets.end);
+            queue.elsewhere.extend(behind);
             // A record beyond the window was never given out.
-            let _ = queue.progress.ack(offset);
+            let _ = queue.progress.ack_range(offsets);
         });
     }
 

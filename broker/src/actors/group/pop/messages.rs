@@ -12,7 +12,7 @@ use super::super::{Answer, GroupActor, GroupRequest, Start};
 use crate::actors::mailbox::Inbox;
 use crate::domain::failure::FailureCause;
 use crate::domain::filter::TagFilter;
-use crate::domain::pop::PoolId;
+use crate::domain::pop::{PoolId, Seal};
 use crate::domain::pop_receipt::PopReceipt;
 use crate::error::Error;
 
@@ -29,7 +29,7 @@ pub(crate) enum PopRequest {
     /// Messages, now or until a time.
     Take { pool: PoolId, wish: Wish },
     /// Messages reached nobody.
-    TakeBack { records: Vec<PoppedRecord> },
+    TakeBack { runs: Vec<PoppedRun> },
     /// Messages are done. `refused` hears at once which of the receipts are not good, `reply` when the rest is stored.
     Ack { receipts: Vec<PopReceipt>, refused: Refusals, reply: Answer<()> },
     /// A message was not consumed.
@@ -69,15 +69,37 @@ pub(crate) struct Wish {
     pub(crate) reply: Answer<Basket>,
 }
 
-/// A message on its way to whoever popped it.
+/// Messages of one queue on their way to whoever popped them.
+#[derive(Debug)]
+pub(crate) struct PoppedRun {
+    pub(crate) queue: QueueKey,
+    pub(crate) records: Vec<StoredRecord>,
+    /// One for each record.
+    pub(crate) seals: Vec<Seal>,
+    /// Redeliveries that storage does not know of.
+    pub(crate) redeliveries: u32,
+    pub(crate) until: Timestamp,
+}
+
+/// One of them.
 #[derive(Debug)]
 pub(crate) struct PoppedRecord {
     pub(crate) queue: QueueKey,
     pub(crate) stored: StoredRecord,
-    /// Redeliveries that storage does not know of.
     pub(crate) redeliveries: u32,
     pub(crate) receipt: PopReceipt,
     pub(crate) until: Timestamp,
+}
+
+impl PoppedRun {
+    /// Receipts are made by whoever popped, not by the actor that all share.
+    pub(crate) fn into_records(self) -> impl Iterator<Item = PoppedRecord> {
+        let Self { queue, records, seals, redeliveries, until } = self;
+        records.into_iter().zip(seals).map(move |(stored, seal)| {
+            let receipt = seal.receipt(queue.clone(), stored.offset);
+            PoppedRecord { queue: queue.clone(), stored, redeliveries, receipt, until }
+        })
+    }
 }
 
 /// The way back to the actor.
@@ -103,20 +125,20 @@ impl fmt::Debug for Way {
 /// What a pop brings. Somebody who has gone away does not take it out: then it goes back.
 #[derive(Debug)]
 pub(crate) struct Basket {
-    pub(super) records: Vec<PoppedRecord>,
+    pub(super) runs: Vec<PoppedRun>,
     pub(super) way: Way,
 }
 
 impl Basket {
-    pub(crate) fn take(mut self) -> Vec<PoppedRecord> {
-        std::mem::take(&mut self.records)
+    pub(crate) fn take(mut self) -> Vec<PoppedRun> {
+        std::mem::take(&mut self.runs)
     }
 }
 
 impl Drop for Basket {
     fn drop(&mut self) {
-        if !self.records.is_empty() {
-            self.way.post(PopRequest::TakeBack { records: std::mem::take(&mut self.records) });
+        if !self.runs.is_empty() {
+            self.way.post(PopRequest::TakeBack { runs: std::mem::take(&mut self.runs) });
         }
     }
 }

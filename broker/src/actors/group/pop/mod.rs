@@ -18,7 +18,7 @@ use std::time::Duration;
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use cuemq_storage_api::{QueueKey, QueueOffset, StoredRecord, Timestamp, TopicName};
 
-pub(crate) use messages::{Basket, Filters, PopRequest, PoppedRecord, Ticket, Way, Wish};
+pub(crate) use messages::{Basket, Filters, PopRequest, PoppedRecord, PoppedRun, Ticket, Way, Wish};
 
 use super::offsets::OffsetOwner;
 use super::{Answer, GroupActor, Start};
@@ -28,7 +28,7 @@ use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
 use crate::domain::order::Order;
 use crate::domain::parking::Parking;
-use crate::domain::pop::{DeliveryId, Flight, PoolId, PopSettings, Pops};
+use crate::domain::pop::{DeliveryId, Flight, Landed, PoolId, PopSettings, Pops};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{FETCH_BYTES, MAX_EXPIRED_POPS, MAX_PARKED_POPS, MAX_POPPED_MESSAGES, MAX_REMEMBERED_SETTLEMENTS};
 
@@ -132,7 +132,9 @@ impl GroupActor {
             }
             PopRequest::Leave { pool } => self.leave_pool(pool, ctx),
             PopRequest::Take { pool, wish } => self.take(pool, wish, ctx),
-            PopRequest::TakeBack { records } => records.into_iter().for_each(|record| self.take_back(record)),
+            PopRequest::TakeBack { runs } => {
+                runs.into_iter().flat_map(PoppedRun::into_records).for_each(|record| self.take_back(record));
+            }
             PopRequest::Ack { receipts, refused, reply } => self.ack_popped(&receipts, refused, reply, ctx),
             PopRequest::Fail { receipt, cause, reply } => self.fail_popped(&receipt, cause, reply, ctx),
             PopRequest::Renew { receipt, invisible, reply } => {
@@ -215,8 +217,8 @@ impl GroupActor {
         let given =
             if self.popping.parking.has(id) { Ok(Vec::new()) } else { self.give(id, wish.most, wish.invisible, ctx) };
         match given {
-            Ok(records) if records.is_empty() && wish.until > self.shared.clock.now() => self.park(id, wish, ctx),
-            Ok(records) if records.is_empty() && self.popping.flights.room() == 0 => {
+            Ok(runs) if runs.is_empty() && wish.until > self.shared.clock.now() => self.park(id, wish, ctx),
+            Ok(runs) if runs.is_empty() && self.popping.flights.room() == 0 => {
                 let text = format!(
                     "group {} has {MAX_POPPED_MESSAGES} messages in flight, its limit: settle some of them",
                     self.group
@@ -226,7 +228,7 @@ impl GroupActor {
             given => {
                 let way = Way { inbox: Arc::clone(&self.inbox), actor: ctx.address() };
                 // A basket that nobody takes goes back by itself.
-                let _ = wish.reply.send(given.map(|records| Basket { records, way }));
+                let _ = wish.reply.send(given.map(|runs| Basket { runs, way }));
             }
         }
     }
@@ -272,25 +274,28 @@ impl GroupActor {
             }
             if let Some(wish) = self.popping.parking.take_first(id) {
                 let way = Way { inbox: Arc::clone(&self.inbox), actor: ctx.address() };
-                let _ = wish.reply.send(given.map(|records| Basket { records, way }));
+                let _ = wish.reply.send(given.map(|runs| Basket { runs, way }));
             }
         }
     }
 
     /// Gives out what the pool's session has, under receipts.
-    fn give(&mut self, id: PoolId, most: usize, invisible: Duration, ctx: &Context<Self>) -> Result<Vec<PoppedRecord>> {
+    fn give(&mut self, id: PoolId, most: usize, invisible: Duration, ctx: &Context<Self>) -> Result<Vec<PoppedRun>> {
         let Some(pool) = self.popping.pools.get_mut(&id) else { return Err(Error::closed("the pop consumer")) };
         pool.look_again = None;
         let session = Arc::clone(&pool.session);
         let until = self.shared.clock.now().plus(invisible);
-        let (mut records, mut bytes) = (Vec::new(), 0);
+        let (mut runs, mut left, mut bytes) = (Vec::new(), most, 0);
         while bytes < FETCH_BYTES {
-            let room = self.popping.flights.room().min(most - records.len());
+            let room = self.popping.flights.room().min(left);
             if room == 0 {
                 break;
             }
             match session.next(&self.shared, room) {
-                Ok(Next::Given(given)) => bytes += self.give_out(id, given, until, &mut records),
+                Ok(Next::Given(given)) => {
+                    left = left.saturating_sub(given.records.as_slice().len());
+                    bytes += self.give_out(id, given, until, &mut runs);
+                }
                 Ok(Next::Skipped { key, lease, ranges, unwanted }) => {
                     self.acknowledge_of(&session.member, key, lease, ranges, unwanted, None);
                 }
@@ -301,28 +306,34 @@ impl GroupActor {
                     }
                     break;
                 }
-                Err(error) if records.is_empty() => return Err(self.shared.check_running().err().unwrap_or(error)),
+                Err(error) if runs.is_empty() => return Err(self.shared.check_running().err().unwrap_or(error)),
                 // What came before it counts; whoever pops next hears of it.
                 Err(_) => break,
             }
         }
-        Ok(records)
+        Ok(runs)
     }
 
     /// Puts records in flight; returns their bytes.
-    fn give_out(&mut self, pool: PoolId, given: Given, until: Timestamp, out: &mut Vec<PoppedRecord>) -> usize {
+    fn give_out(&mut self, pool: PoolId, given: Given, until: Timestamp, out: &mut Vec<PoppedRun>) -> usize {
         // What a fellow had for the pool is in flight elsewhere to that one, too.
         let Given { key, lease, records, redeliveries, .. } = given;
-        let mut sum = 0;
-        for stored in records.into_vec() {
-            let (queue, payload) = (key.clone(), stored.record.payload_bytes());
-            let bytes = u32::try_from(payload).unwrap_or(u32::MAX);
-            let flight = Flight { queue: key.clone(), offset: stored.offset, pool, lease, bytes, redeliveries };
-            sum += payload;
-            match self.popping.flights.give(flight, until) {
-                Ok(receipt) => out.push(PoppedRecord { queue, stored, redeliveries, receipt, until }),
+        let bytes_of = |stored: &StoredRecord| stored.record.payload_bytes();
+        let mut left = records.into_vec().into_iter();
+        let sum = left.as_slice().iter().map(bytes_of).sum();
+        while let Some(run) = left.as_slice().chunk_by(|one, next| next.offset == one.offset.plus(1)).next() {
+            let messages = run.iter().map(|stored| (u32::try_from(bytes_of(stored)).unwrap_or(u32::MAX), redeliveries));
+            let (place, count) = ((&key, run[0].offset), run.len());
+            match self.popping.flights.give(place, (pool, lease), until, messages) {
+                Ok(seals) => {
+                    let (queue, records) = (key.clone(), left.by_ref().take(count).collect());
+                    out.push(PoppedRun { queue, records, seals, redeliveries, until });
+                }
                 // No more were asked for than there was room.
-                Err(full) => tracing::error!(group = %self.group, ?full, "a message was taken that has no room"),
+                Err(full) => {
+                    tracing::error!(group = %self.group, ?full, "messages were taken that have no room");
+                    break;
+                }
             }
         }
         sum
@@ -347,24 +358,28 @@ impl GroupActor {
         }
     }
 
-    /// A message that was in flight is done, and whoever holds its queue now knows.
-    fn landed(&mut self, flight: &Flight) {
-        let range = flight.offset..flight.offset.plus(1);
-        let owner = OffsetOwner { queue: flight.queue.clone(), member: None };
-        self.offsets.acknowledge(&self.shared, &owner, vec![range], false, None);
-        self.tell_landed(flight);
+    /// Messages that were in flight are done, and whoever holds their queue now knows.
+    fn landed(&mut self, runs: &[Landed]) {
+        for run in runs {
+            let owner = OffsetOwner { queue: run.queue.clone(), member: None };
+            self.offsets.acknowledge(&self.shared, &owner, vec![run.offsets.clone()], false, None);
+        }
+        self.tell_landed(runs);
     }
 
-    fn tell_landed(&self, flight: &Flight) {
-        let range = flight.offset..flight.offset.plus(1);
-        let pool = self.popping.pools.get(&flight.pool);
-        let settled = pool.and_then(|pool| pool.session.acknowledged(claim_of(flight), &[range]));
-        if settled.is_none()
-            && let Some((session, lease)) = self.holder_of(&flight.queue)
-        {
-            session.done_elsewhere(&flight.queue, lease, flight.offset);
+    fn tell_landed(&self, runs: &[Landed]) {
+        for Landed { queue: key, offsets, pool, lease, messages, bytes } in runs {
+            let claim = Claim { key, lease: *lease, records: *messages, bytes: *bytes, holder: None };
+            let pool = self.popping.pools.get(pool);
+            let settled = pool.and_then(|pool| pool.session.acknowledged(claim, std::slice::from_ref(offsets)));
+            if settled.is_none()
+                && let Some((session, lease)) = self.holder_of(key)
+            {
+                session.done_elsewhere(key, lease, offsets.clone());
+            }
         }
-        if self.popping.flights.room() == 1 {
+        // The group was full before.
+        if self.popping.flights.room() <= runs.iter().map(|run| run.messages).sum() {
             self.popping.wake_all();
         }
     }
@@ -383,7 +398,7 @@ impl GroupActor {
             let owner = OffsetOwner { queue: flight.queue.clone(), member: None };
             if self.offsets.is_done(&owner, flight.offset) {
                 // The panic came between a write and the news of it.
-                self.tell_landed(&flight);
+                self.tell_landed(&[flight.into()]);
             } else if !held_by_pool && let Some(stored) = self.fetch_again(&flight)? {
                 self.comes_back(&flight, stored);
             }

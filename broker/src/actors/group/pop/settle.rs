@@ -26,18 +26,18 @@ impl GroupActor {
         reply: Answer<()>,
         ctx: &mut Context<Self>,
     ) {
-        let now = self.shared.clock.now();
-        let (mut refusals, mut queues) = (Vec::new(), BTreeSet::new());
+        let (landed, refused_receipts) = self.popping.flights.ack_all(receipts, self.shared.clock.now());
+        self.landed(&landed);
+        let refusals: Vec<(usize, Error)> = refused_receipts
+            .into_iter()
+            .map(|(place, refused)| (place, self.refusal(&receipts[place], refused)))
+            .collect();
+        let mut queues = BTreeSet::new();
+        let mut last = None;
         for (place, receipt) in receipts.iter().enumerate() {
-            match self.popping.flights.ack(receipt, now) {
-                Ok(Some(flight)) => self.landed(&flight),
-                Ok(None) => {}
-                Err(error) => {
-                    refusals.push((place, self.refusal(receipt, error)));
-                    continue;
-                }
-            }
-            if !queues.contains(receipt.queue()) {
+            // Most are of one queue, and good.
+            if last != Some(receipt.queue()) && refusals.binary_search_by_key(&place, |(place, _)| *place).is_err() {
+                last = Some(receipt.queue());
                 queues.insert(receipt.queue().clone());
             }
         }
@@ -65,7 +65,7 @@ impl GroupActor {
         if !stored {
             self.popping.flights.not_ended(id, self.shared.clock.now());
         } else if let Some(flight) = self.popping.flights.ended(id) {
-            self.tell_landed(&flight);
+            self.tell_landed(&[flight.into()]);
         }
     }
 
@@ -174,7 +174,7 @@ impl GroupActor {
     /// that hears so.
     fn flight_skipped(&mut self, id: DeliveryId, flight: &Flight) {
         if let Some(flight) = self.popping.flights.abandon(id) {
-            self.landed(&flight);
+            self.landed(&[flight.into()]);
         }
         for reply in self.popping.answers.remove(&id).unwrap_or_default() {
             let text = format!(
@@ -190,7 +190,7 @@ impl GroupActor {
         match result {
             Ok(()) => {
                 if let Some(flight) = self.popping.flights.ended(id) {
-                    self.landed(&flight);
+                    self.landed(&[flight.into()]);
                 }
                 answers.into_iter().for_each(|reply| drop(reply.send(Ok(()))));
             }
