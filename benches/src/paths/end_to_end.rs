@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use cuemq::{Consumer, Flush, PopConsumer, PopReceipt, Received};
-use tokio::{join, try_join};
+use cuemq::{Consumer, Flush, PopConsumer, Popped, Received};
+use futures_util::StreamExt;
+use futures_util::stream::{FuturesOrdered, FuturesUnordered};
+use tokio::try_join;
 
 use super::house::House;
 use super::send::Load;
@@ -17,6 +19,8 @@ use crate::workload::Bodies;
 pub(crate) const GROUP: &str = "bench";
 /// Messages that the member takes at once.
 const TAKE_MESSAGES: usize = 256;
+/// Pops that are under way at the same time.
+const POPS_IN_FLIGHT: usize = 4;
 /// How long a pop waits for the next message before it is asked for again.
 const POP_WAIT: Duration = Duration::from_secs(5);
 
@@ -124,21 +128,40 @@ async fn consume(consumer: &mut Consumer, bodies: &Bodies, first: u64, end: u64)
     Ok(())
 }
 
-/// Pops messages `first..end`, which come in order as long as none fails, checks and acknowledges them: those of one pop
-/// while the next one is on its way.
+/// Pops messages `first..end`, which come in order as long as none fails, checks and acknowledges them. Some pops are under
+/// way at any time, as with several consumers, and so are the acknowledgements of those before.
 async fn pop(consumer: &PopConsumer, bodies: &Bodies, first: u64, end: u64) -> Result<()> {
-    let (mut next, mut receipts) = (first, Vec::<PopReceipt>::new());
+    let (mut next, mut asked) = (first, first);
+    let (mut pops, mut acks) = (FuturesOrdered::new(), FuturesUnordered::new());
     while next < end {
-        let (acked, popped) = join!(consumer.ack_all(&receipts), consumer.pop(TAKE_MESSAGES, POP_WAIT));
-        acked.into_iter().collect::<cuemq::Result<()>>()?;
-        receipts.clear();
-        for message in &popped? {
-            check(message, bodies, next)?;
-            receipts.push(message.receipt().clone());
-            next += 1;
+        while pops.len() < POPS_IN_FLIGHT && asked < end {
+            // A pop may bring fewer: those are asked for once more.
+            let most = TAKE_MESSAGES.min(usize::try_from(end - asked)?);
+            asked += most as u64;
+            pops.push_back(async move { (most, consumer.pop(most, POP_WAIT).await) });
+        }
+        tokio::select! {
+            biased;
+            Some(acked) = acks.next() => all_good(acked)?,
+            Some((most, popped)) = pops.next() => {
+                let popped: Vec<Popped> = popped?;
+                asked -= (most - popped.len()) as u64;
+                for message in &popped {
+                    check(message, bodies, next)?;
+                    next += 1;
+                }
+                acks.push(async move { consumer.ack_messages(&popped).await });
+            }
         }
     }
-    Ok(consumer.ack_all(&receipts).await.into_iter().collect::<cuemq::Result<()>>()?)
+    while let Some(acked) = acks.next().await {
+        all_good(acked)?;
+    }
+    Ok(())
+}
+
+fn all_good(acked: Vec<cuemq::Result<()>>) -> Result<()> {
+    Ok(acked.into_iter().collect::<cuemq::Result<()>>()?)
 }
 
 fn check(received: &Received, bodies: &Bodies, message: u64) -> Result<()> {

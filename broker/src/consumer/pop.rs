@@ -15,7 +15,7 @@ use crate::actors::group::{GroupHandle, PopRequest, PoppedRun, Start, Ticket, Wi
 use crate::actors::root::EnsureGroup;
 use crate::broker::Keeper;
 use crate::domain::failure::FailureCause;
-use crate::domain::pop_receipt::PopReceipt;
+use crate::domain::pop_receipt::{PopReceipt, ReceiptRun};
 use crate::domain::retry::{LONGEST_RETRY_PAUSE, RetryPolicy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{DEFAULT_INVISIBLE_TIME, LONGEST_INVISIBLE_TIME, MAX_POP_MESSAGES, SHORTEST_INVISIBLE_TIME};
@@ -81,7 +81,17 @@ impl PopConsumer {
     pub async fn ack_all(&self, receipts: &[PopReceipt]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(receipts.len());
         for some in receipts.chunks(MAX_POP_MESSAGES) {
-            results.extend(self.desk.ack_all(some).await);
+            results.extend(self.desk.ack_all(ReceiptRun::collect(some.iter())).await);
+        }
+        results
+    }
+
+    /// Declares everything that a pop brought done with one write. One answer for each message, in their order, as
+    /// [`ack`](PopConsumer::ack) gives it.
+    pub async fn ack_messages(&self, popped: &[Popped]) -> Vec<Result<()>> {
+        let mut results = Vec::with_capacity(popped.len());
+        for some in popped.chunks(MAX_POP_MESSAGES) {
+            results.extend(self.desk.ack_all(ReceiptRun::collect(some.iter().map(Popped::receipt))).await);
         }
         results
     }
@@ -131,23 +141,20 @@ impl Desk {
     }
 
     pub(super) async fn ack(&self, receipt: &PopReceipt) -> Result<()> {
-        let mut results = self.ack_all(std::slice::from_ref(receipt)).await;
+        let mut results = self.ack_all(ReceiptRun::collect(std::iter::once(receipt))).await;
         results.pop().unwrap_or_else(|| Err(Error::lost("the acknowledgement")))
     }
 
     /// An answer for each receipt.
-    async fn ack_all(&self, receipts: &[PopReceipt]) -> Vec<Result<()>> {
+    async fn ack_all(&self, receipts: Vec<ReceiptRun>) -> Vec<Result<()>> {
         let (sender, refusals) = oneshot::channel();
-        let receipts_of_request = receipts.to_vec();
-        let ack = |reply| PopRequest::Ack { receipts: receipts_of_request, refused: sender, reply };
-        let stored = self.ask(ack).await;
-        let mut results: Vec<Result<()>> = receipts
-            .iter()
-            .map(|_| match &stored {
-                Ok(()) => Ok(()),
-                Err(error) => Err(Error::new(error.kind(), error.to_string())),
-            })
-            .collect();
+        let count = receipts.iter().map(ReceiptRun::len).sum();
+        let stored = self.ask(|reply| PopRequest::Ack { receipts, refused: sender, reply }).await;
+        let answer = || match &stored {
+            Ok(()) => Ok(()),
+            Err(error) => Err(Error::new(error.kind(), error.to_string())),
+        };
+        let mut results: Vec<Result<()>> = std::iter::repeat_with(answer).take(count).collect();
         // Those that were refused are so, whatever became of the others.
         for (place, refused) in refusals.await.unwrap_or_default() {
             results[place] = Err(refused);

@@ -24,7 +24,7 @@ use cuemq_storage_api::{QueueKey, QueueOffset, Timestamp};
 
 use super::membership::Lease;
 use super::parcel::{Cause, Ending, Fit, Item, Parcel, State};
-use super::pop_receipt::PopReceipt;
+use super::pop_receipt::{Mark, PopReceipt, ReceiptRun};
 
 /// The bounds of one group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,6 +46,11 @@ impl DeliveryId {
 
     fn since(self, first: Self) -> usize {
         usize::try_from(self.0.saturating_sub(first.0)).unwrap_or(usize::MAX)
+    }
+
+    /// Its place in the parcel whose first delivery that is, if it has one.
+    fn index_in(self, first: Self, parcel: &Parcel) -> Option<usize> {
+        Some(self.since(first)).filter(|index| self >= first && *index < parcel.len())
     }
 }
 
@@ -248,7 +253,7 @@ impl Pops {
     }
 
     /// Gives messages out until their invisible time ends: those of a run of a queue, each with its payload and its
-    /// redeliveries. What seals their receipts, in the same order.
+    /// redeliveries. Their receipts, in the same order.
     ///
     /// # Errors
     /// When too many are in flight; nothing has changed then.
@@ -258,7 +263,7 @@ impl Pops {
         (pool, lease): (PoolId, Lease),
         until: Timestamp,
         messages: impl Iterator<Item = (u32, u32)>,
-    ) -> Result<Vec<Seal>, TooManyInFlight> {
+    ) -> Result<Vec<Mark>, TooManyInFlight> {
         let items: Vec<Item> = messages.map(|(bytes, redeliveries)| Item::new(bytes, redeliveries)).collect();
         if items.len() > self.room() {
             return Err(TooManyInFlight { limit: self.settings.max_in_flight });
@@ -268,45 +273,64 @@ impl Pops {
         }
         let queue_seal = self.secret.hash_one(queue);
         let parcel = Parcel::new(queue.clone(), offset, pool, lease, until, queue_seal, items);
-        let seals = (0..parcel.len()).map(|index| self.seal(self.next, &parcel, index)).collect();
+        let marks = (0..parcel.len()).map(|index| self.mark(self.next, &parcel, index)).collect();
         self.fly(parcel);
-        Ok(seals)
+        Ok(marks)
     }
 
-    /// Ends deliveries as done: what is so now, in runs, and which receipts are not good, by their places. One that was
-    /// done before is neither.
+    /// Ends deliveries as done: what is so now, in runs, and which receipts are not good, by their places among all of
+    /// them. One that was done before is neither.
     pub(crate) fn ack_all(
         &mut self,
-        receipts: &[PopReceipt],
+        receipts: &[ReceiptRun],
         now: Timestamp,
     ) -> (Vec<Landed>, Vec<(usize, PopRefused)>) {
-        let (mut landed, mut refused, mut place) = (Vec::new(), Vec::new(), 0);
-        while place < receipts.len() {
-            let Some(first) = self.parcel_of(DeliveryId(receipts[place].delivery)) else {
-                refused.push((place, self.why_unknown(&receipts[place])));
-                place += 1;
-                continue;
-            };
-            // Those of one parcel mostly come together.
-            self.change(first, |parcel, pops| {
-                while let Some(receipt) = receipts.get(place)
-                    && let Some(index) = receipt.delivery.checked_sub(first.0).and_then(|n| usize::try_from(n).ok())
-                    && index < parcel.len()
-                {
-                    match pops.check(receipt, first, parcel).and_then(|index| parcel.fit(index, PopAnswer::Ack, now)) {
-                        Ok(Fit::New) => {
-                            parcel.set(index, State::Ended(Ending::Answered(PopAnswer::Ack)));
-                            Landed::add(&mut landed, parcel, index);
+        let (mut landed, mut refused, mut before) = (Vec::new(), Vec::new(), 0);
+        for ReceiptRun { queue, marks } in receipts {
+            let mut at = 0;
+            while let Some(mark) = marks.get(at) {
+                let Some(first) = self.parcel_of(DeliveryId(mark.delivery)) else {
+                    refused.push((before + at, self.why_unknown(queue, *mark)));
+                    at += 1;
+                    continue;
+                };
+                // Those of one parcel mostly come together.
+                let acked = self.change(first, |parcel, pops| {
+                    let is_of_parcel = |mark: &&Mark| DeliveryId(mark.delivery).index_in(first, parcel).is_some();
+                    let count = marks[at..].iter().take_while(is_of_parcel).count();
+                    for (place, mark) in (before + at..).zip(&marks[at..at + count]) {
+                        match pops.ack_one(queue, *mark, first, parcel, now) {
+                            Ok(None) => {}
+                            Ok(Some(index)) => Landed::add(&mut landed, parcel, index),
+                            Err(error) => refused.push((place, error)),
                         }
-                        Ok(Fit::UnderWay | Fit::Already) => {}
-                        Err(error) => refused.push((place, error)),
                     }
-                    place += 1;
-                }
-            });
+                    count
+                });
+                at += acked.unwrap_or(1).max(1);
+            }
+            before += marks.len();
         }
         self.forget();
         (landed, refused)
+    }
+
+    /// Ends one of a parcel's deliveries as done; its place, unless it was so before.
+    fn ack_one(
+        &self,
+        queue: &QueueKey,
+        mark: Mark,
+        first: DeliveryId,
+        parcel: &mut Parcel,
+        now: Timestamp,
+    ) -> Result<Option<usize>, PopRefused> {
+        let index = self.check(queue, mark, first, parcel)?;
+        let fit = parcel.fit(index, PopAnswer::Ack, now)?;
+        if fit != Fit::New {
+            return Ok(None);
+        }
+        parcel.set(index, State::Ended(Ending::Answered(PopAnswer::Ack)));
+        Ok(Some(index))
     }
 
     /// Takes an answer that counts once it is stored.
@@ -382,10 +406,9 @@ impl Pops {
             }
         });
         let first = self.fly(renewed.unwrap_or(Err(PopRefused::Forgotten))?);
-        let sealed = self.parcels.get(&first).map(|parcel| self.seal(first, parcel, 0));
+        let mark = self.parcels.get(&first).map(|parcel| self.mark(first, parcel, 0));
         self.forget();
-        let sealed = sealed.ok_or(PopRefused::Forgotten)?;
-        Ok(sealed.receipt(receipt.queue.clone(), receipt.offset))
+        Ok(PopReceipt::new(receipt.queue.clone(), mark.ok_or(PopRefused::Forgotten)?))
     }
 
     /// Takes a delivery back that reached nobody; `None` when it has ended or is ending.
@@ -467,9 +490,9 @@ impl Pops {
         first
     }
 
-    fn seal(&self, first: DeliveryId, parcel: &Parcel, index: usize) -> Seal {
+    fn mark(&self, first: DeliveryId, parcel: &Parcel, index: usize) -> Mark {
         let (offset, delivery) = (parcel.offset(index), first.plus(index));
-        Seal { delivery, seal: self.secret.hash_one((parcel.queue_seal, offset, delivery)) }
+        Mark { offset, delivery: delivery.0, seal: self.secret.hash_one((parcel.queue_seal, offset, delivery)) }
     }
 
     /// Takes a parcel in hand to change it, with all that is known of it elsewhere.
@@ -569,53 +592,40 @@ impl Pops {
     /// The parcel that a delivery belongs to, if it is known.
     fn parcel_of(&self, id: DeliveryId) -> Option<DeliveryId> {
         let (first, parcel) = self.parcels.range(..=id).next_back()?;
-        (id.since(*first) < parcel.len()).then_some(*first)
+        id.index_in(*first, parcel).map(|_| *first)
     }
 
     /// Which delivery of which parcel a receipt is for.
     fn find(&self, receipt: &PopReceipt) -> Result<(DeliveryId, DeliveryId, usize), PopRefused> {
-        let id = DeliveryId(receipt.delivery);
+        let PopReceipt { queue, mark } = receipt;
+        let id = DeliveryId(mark.delivery);
         let known = self.parcel_of(id).and_then(|first| Some((first, self.parcels.get(&first)?)));
-        let (first, parcel) = known.ok_or_else(|| self.why_unknown(receipt))?;
-        Ok((id, first, self.check(receipt, first, parcel)?))
+        let (first, parcel) = known.ok_or_else(|| self.why_unknown(queue, *mark))?;
+        Ok((id, first, self.check(queue, *mark, first, parcel)?))
     }
 
     /// Whether a receipt is genuine; its place in the parcel.
-    fn check(&self, receipt: &PopReceipt, first: DeliveryId, parcel: &Parcel) -> Result<usize, PopRefused> {
-        let id = DeliveryId(receipt.delivery);
+    fn check(&self, queue: &QueueKey, mark: Mark, first: DeliveryId, parcel: &Parcel) -> Result<usize, PopRefused> {
+        let id = DeliveryId(mark.delivery);
         let index = id.since(first);
-        let genuine = receipt.offset == parcel.offset(index)
-            && receipt.queue == parcel.queue
-            && receipt.seal == self.secret.hash_one((parcel.queue_seal, receipt.offset, id));
+        let genuine = mark.offset == parcel.offset(index)
+            && *queue == parcel.queue
+            && mark.seal == self.secret.hash_one((parcel.queue_seal, mark.offset, id));
         if genuine { Ok(index) } else { Err(PopRefused::Forged) }
     }
 
-    fn why_unknown(&self, receipt: &PopReceipt) -> PopRefused {
-        let id = DeliveryId(receipt.delivery);
-        let queue_seal = || self.secret.hash_one(&receipt.queue);
+    fn why_unknown(&self, queue: &QueueKey, mark: Mark) -> PopRefused {
+        let id = DeliveryId(mark.delivery);
+        let queue_seal = || self.secret.hash_one(queue);
         if id < self.first {
             PopRefused::Earlier
-        } else if id >= self.next || self.secret.hash_one((queue_seal(), receipt.offset, id)) != receipt.seal {
+        } else if id >= self.next || self.secret.hash_one((queue_seal(), mark.offset, id)) != mark.seal {
             PopRefused::Forged
         } else if id < self.interrupted {
             PopRefused::Interrupted
         } else {
             PopRefused::Forgotten
         }
-    }
-}
-
-/// What makes a receipt, beside the place of its message.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Seal {
-    delivery: DeliveryId,
-    seal: u64,
-}
-
-impl Seal {
-    /// The receipt of the message in this place, for which the seal was made.
-    pub(crate) fn receipt(self, queue: QueueKey, offset: QueueOffset) -> PopReceipt {
-        PopReceipt { queue, offset, delivery: self.delivery.0, seal: self.seal }
     }
 }
 

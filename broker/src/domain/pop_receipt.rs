@@ -16,13 +16,64 @@ const SEPARATOR: char = ':';
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct PopReceipt {
     pub(super) queue: QueueKey,
+    pub(super) mark: Mark,
+}
+
+/// A receipt without its queue: those of one queue travel together.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Mark {
     pub(super) offset: QueueOffset,
     /// Which delivery of all that the group has made.
     pub(super) delivery: u64,
     pub(super) seal: u64,
 }
 
+/// Receipts of messages of one queue.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ReceiptRun {
+    pub(super) queue: QueueKey,
+    pub(super) marks: Vec<Mark>,
+}
+
+impl ReceiptRun {
+    /// Receipts in their order, with those of one queue that follow each other together.
+    pub(crate) fn collect<'a>(receipts: impl Iterator<Item = &'a PopReceipt>) -> Vec<Self> {
+        let mut runs: Vec<Self> = Vec::new();
+        let (least, _) = receipts.size_hint();
+        for PopReceipt { queue, mark } in receipts {
+            match runs.last_mut() {
+                Some(run) if run.queue == *queue => run.marks.push(*mark),
+                _ => {
+                    let mut marks = Vec::with_capacity(if runs.is_empty() { least.max(1) } else { 1 });
+                    marks.push(*mark);
+                    runs.push(Self { queue: queue.clone(), marks });
+                }
+            }
+        }
+        runs
+    }
+
+    /// The queue.
+    pub(crate) fn queue(&self) -> &QueueKey {
+        &self.queue
+    }
+
+    /// How many they are.
+    pub(crate) fn len(&self) -> usize {
+        self.marks.len()
+    }
+
+    /// One of them by itself.
+    pub(crate) fn receipt(&self, index: usize) -> Option<PopReceipt> {
+        Some(PopReceipt::new(self.queue.clone(), *self.marks.get(index)?))
+    }
+}
+
 impl PopReceipt {
+    pub(crate) fn new(queue: QueueKey, mark: Mark) -> Self {
+        Self { queue, mark }
+    }
+
     /// The queue that the message lies in; for a redelivery that of the group's retry topic.
     #[must_use]
     pub fn queue(&self) -> &QueueKey {
@@ -32,13 +83,13 @@ impl PopReceipt {
     /// The message's offset in that queue.
     #[must_use]
     pub fn offset(&self) -> QueueOffset {
-        self.offset
+        self.mark.offset
     }
 }
 
 impl fmt::Display for PopReceipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { queue: QueueKey { topic, queue }, offset, delivery, seal } = self;
+        let Self { queue: QueueKey { topic, queue }, mark: Mark { offset, delivery, seal } } = self;
         write!(f, "{topic}:{queue}:{offset}:{delivery:x}:{seal:016x}")
     }
 }
@@ -46,7 +97,7 @@ impl fmt::Display for PopReceipt {
 impl fmt::Debug for PopReceipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Without the seal: a log is no place for a secret.
-        let Self { queue, offset, delivery, .. } = self;
+        let Self { queue, mark: Mark { offset, delivery, .. } } = self;
         write!(f, "PopReceipt({queue}:{offset}:{delivery:x})")
     }
 }
@@ -74,7 +125,7 @@ fn read(topic: &str, queue: &str, offset: &str, delivery: &str, seal: &str) -> O
     let offset = offset.parse().ok().filter(|offset| *offset < MAX_POSITION)?;
     let hex = |text: &str| u64::from_str_radix(text, 16).ok();
     let (delivery, seal) = (hex(delivery)?, hex(seal)?);
-    Some(PopReceipt { queue: QueueKey::new(topic, queue), offset: QueueOffset::new(offset), delivery, seal })
+    Some(PopReceipt::new(QueueKey::new(topic, queue), Mark { offset: QueueOffset::new(offset), delivery, seal }))
 }
 
 #[cfg(test)]
@@ -86,7 +137,7 @@ mod tests {
     fn receipt() -> PopReceipt {
         let topic = TopicName::from_stored("%RETRY%group").unwrap();
         let queue = QueueKey::new(topic, QueueId::new(3).unwrap());
-        PopReceipt { queue, offset: QueueOffset::new(42), delivery: 0xabc, seal: 0x1f }
+        PopReceipt::new(queue, Mark { offset: QueueOffset::new(42), delivery: 0xabc, seal: 0x1f })
     }
 
     #[test]
@@ -120,12 +171,8 @@ mod tests {
 
         #[test]
         fn every_receipt_comes_back(queue in 0u32..1024, offset in 0u64..MAX_POSITION, delivery: u64, seal: u64) {
-            let receipt = PopReceipt {
-                queue: QueueKey::new(TopicName::new("t").unwrap(), QueueId::new(queue).unwrap()),
-                offset: QueueOffset::new(offset),
-                delivery,
-                seal,
-            };
+            let queue = QueueKey::new(TopicName::new("t").unwrap(), QueueId::new(queue).unwrap());
+            let receipt = PopReceipt::new(queue, Mark { offset: QueueOffset::new(offset), delivery, seal });
             prop_assert_eq!(receipt.to_string().parse::<PopReceipt>().unwrap(), receipt);
         }
     }

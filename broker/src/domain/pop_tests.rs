@@ -33,12 +33,8 @@ fn pops() -> Pops {
 /// Gives messages out from this offset on.
 fn run(pops: &mut Pops, of: u32, offset: u64, count: usize, until: i64) -> Result<Vec<PopReceipt>, TooManyInFlight> {
     let (place, messages) = ((&queue(of), QueueOffset::new(offset)), std::iter::repeat_n((10, 0), count));
-    let seals = pops.give(place, (PoolId(1), Lease(1)), at(until), messages)?;
-    Ok(seals
-        .into_iter()
-        .zip(offset..)
-        .map(|(seal, offset)| seal.receipt(queue(of), QueueOffset::new(offset)))
-        .collect())
+    let marks = pops.give(place, (PoolId(1), Lease(1)), at(until), messages)?;
+    Ok(marks.into_iter().map(|mark| PopReceipt::new(queue(of), mark)).collect())
 }
 
 fn given(pops: &mut Pops, offset: u64, until: i64) -> PopReceipt {
@@ -47,7 +43,7 @@ fn given(pops: &mut Pops, offset: u64, until: i64) -> PopReceipt {
 
 /// Acknowledges one message: what is done now.
 fn ack(pops: &mut Pops, receipt: &PopReceipt, now: Timestamp) -> Result<Option<Landed>, PopRefused> {
-    let (mut landed, mut refused) = pops.ack_all(std::slice::from_ref(receipt), now);
+    let (mut landed, mut refused) = pops.ack_all(&ReceiptRun::collect(std::iter::once(receipt)), now);
     assert!(landed.len() + refused.len() <= 1);
     refused.pop().map_or_else(|| Ok(landed.pop()), |(_, refused)| Err(refused))
 }
@@ -193,13 +189,13 @@ fn nobody_makes_a_receipt_up() {
         receipt
     };
     for (forged, expected) in [
-        (forge(&|r| r.seal ^= 1), PopRefused::Forged),
-        (forge(&|r| r.offset = QueueOffset::new(8)), PopRefused::Forged),
+        (forge(&|r| r.mark.seal ^= 1), PopRefused::Forged),
+        (forge(&|r| r.mark.offset = QueueOffset::new(8)), PopRefused::Forged),
         (forge(&|r| r.queue = queue(1)), PopRefused::Forged),
-        (forge(&|r| r.delivery = other.delivery), PopRefused::Forged),
-        (forge(&|r| r.delivery = FIRST + 2), PopRefused::Forged),
-        (forge(&|r| r.delivery = u64::MAX), PopRefused::Forged),
-        (forge(&|r| r.delivery = FIRST - 1), PopRefused::Earlier),
+        (forge(&|r| r.mark.delivery = other.mark.delivery), PopRefused::Forged),
+        (forge(&|r| r.mark.delivery = FIRST + 2), PopRefused::Forged),
+        (forge(&|r| r.mark.delivery = u64::MAX), PopRefused::Forged),
+        (forge(&|r| r.mark.delivery = FIRST - 1), PopRefused::Earlier),
     ] {
         assert_eq!(ack(&mut pops, &forged, at(1)), Err(expected), "{forged:?}");
     }
@@ -243,8 +239,9 @@ fn neighbours_are_done_together() {
     assert_eq!((offsets(&pops, 0), offsets(&pops, 1)), ((0..7).collect(), vec![4, 5]));
     let mut receipts: Vec<PopReceipt> = first[1..].iter().chain(&second[..2]).chain(&other).cloned().collect();
     receipts.push(first[2].clone());
-    receipts.push(PopReceipt { seal: 0, ..second[2].clone() });
-    let (landed, refused) = pops.ack_all(&receipts, at(1));
+    let mark = Mark { seal: 0, ..second[2].mark };
+    receipts.push(PopReceipt { mark, ..second[2].clone() });
+    let (landed, refused) = pops.ack_all(&ReceiptRun::collect(receipts.iter()), at(1));
     let runs: Vec<_> = landed.iter().map(|run| (run.queue.queue.get(), run.offsets.clone(), run.messages)).collect();
     let span = |start, end| QueueOffset::new(start)..QueueOffset::new(end);
     assert_eq!(runs, [(0, span(1, 6), 5), (1, span(4, 6), 2)]);
@@ -336,7 +333,7 @@ enum Life {
 const REMEMBERED: usize = 6;
 
 fn remembers(pops: &Pops, known: &Known) -> bool {
-    pops.parcel_of(DeliveryId(known.receipt.delivery)).is_some()
+    pops.parcel_of(DeliveryId(known.receipt.mark.delivery)).is_some()
 }
 
 #[derive(Default)]

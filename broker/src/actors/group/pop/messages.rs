@@ -12,8 +12,8 @@ use super::super::{Answer, GroupActor, GroupRequest, Start};
 use crate::actors::mailbox::Inbox;
 use crate::domain::failure::FailureCause;
 use crate::domain::filter::TagFilter;
-use crate::domain::pop::{PoolId, Seal};
-use crate::domain::pop_receipt::PopReceipt;
+use crate::domain::pop::PoolId;
+use crate::domain::pop_receipt::{Mark, PopReceipt, ReceiptRun};
 use crate::error::Error;
 
 /// What a pool of pop consumers subscribes to, in order.
@@ -31,7 +31,7 @@ pub(crate) enum PopRequest {
     /// Messages reached nobody.
     TakeBack { runs: Vec<PoppedRun> },
     /// Messages are done. `refused` hears at once which of the receipts are not good, `reply` when the rest is stored.
-    Ack { receipts: Vec<PopReceipt>, refused: Refusals, reply: Answer<()> },
+    Ack { receipts: Vec<ReceiptRun>, refused: Refusals, reply: Answer<()> },
     /// A message was not consumed.
     Fail { receipt: PopReceipt, cause: FailureCause, reply: Answer<()> },
     /// A message needs more, or less, time.
@@ -75,7 +75,7 @@ pub(crate) struct PoppedRun {
     pub(crate) queue: QueueKey,
     pub(crate) records: Vec<StoredRecord>,
     /// One for each record.
-    pub(crate) seals: Vec<Seal>,
+    pub(crate) marks: Vec<Mark>,
     /// Redeliveries that storage does not know of.
     pub(crate) redeliveries: u32,
     pub(crate) until: Timestamp,
@@ -94,9 +94,9 @@ pub(crate) struct PoppedRecord {
 impl PoppedRun {
     /// Receipts are made by whoever popped, not by the actor that all share.
     pub(crate) fn into_records(self) -> impl Iterator<Item = PoppedRecord> {
-        let Self { queue, records, seals, redeliveries, until } = self;
-        records.into_iter().zip(seals).map(move |(stored, seal)| {
-            let receipt = seal.receipt(queue.clone(), stored.offset);
+        let Self { queue, records, marks, redeliveries, until } = self;
+        records.into_iter().zip(marks).map(move |(stored, mark)| {
+            let receipt = PopReceipt::new(queue.clone(), mark);
             PoppedRecord { queue: queue.clone(), stored, redeliveries, receipt, until }
         })
     }

@@ -325,9 +325,14 @@ impl GroupActor {
             let messages = run.iter().map(|stored| (u32::try_from(bytes_of(stored)).unwrap_or(u32::MAX), redeliveries));
             let (place, count) = ((&key, run[0].offset), run.len());
             match self.popping.flights.give(place, (pool, lease), until, messages) {
-                Ok(seals) => {
-                    let (queue, records) = (key.clone(), left.by_ref().take(count).collect());
-                    out.push(PoppedRun { queue, records, seals, redeliveries, until });
+                Ok(marks) => {
+                    // Mostly all of them: then nothing is moved.
+                    let records = if count == left.len() {
+                        std::mem::take(&mut left).collect()
+                    } else {
+                        left.by_ref().take(count).collect()
+                    };
+                    out.push(PoppedRun { queue: key.clone(), records, marks, redeliveries, until });
                 }
                 // No more were asked for than there was room.
                 Err(full) => {

@@ -13,7 +13,7 @@ use super::messages::{Refusals, Renewed};
 use crate::consumer::Received;
 use crate::domain::failure::FailureCause;
 use crate::domain::pop::{Begun, DeliveryId, Flight, PopAnswer, PopRefused};
-use crate::domain::pop_receipt::PopReceipt;
+use crate::domain::pop_receipt::{PopReceipt, ReceiptRun};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_REMEMBERED_SETTLEMENTS, REDELIVERY_PAUSE};
 
@@ -21,25 +21,25 @@ impl GroupActor {
     /// Messages are done. One that was done before is so again; the answer comes when all of it is stored.
     pub(super) fn ack_popped(
         &mut self,
-        receipts: &[PopReceipt],
+        receipts: &[ReceiptRun],
         refused: Refusals,
         reply: Answer<()>,
         ctx: &mut Context<Self>,
     ) {
         let (landed, refused_receipts) = self.popping.flights.ack_all(receipts, self.shared.clock.now());
         self.landed(&landed);
-        let refusals: Vec<(usize, Error)> = refused_receipts
-            .into_iter()
-            .map(|(place, refused)| (place, self.refusal(&receipts[place], refused)))
-            .collect();
-        let mut queues = BTreeSet::new();
-        let mut last = None;
-        for (place, receipt) in receipts.iter().enumerate() {
-            // Most are of one queue, and good.
-            if last != Some(receipt.queue()) && refusals.binary_search_by_key(&place, |(place, _)| *place).is_err() {
-                last = Some(receipt.queue());
-                queues.insert(receipt.queue().clone());
+        // Which queues wait for their write: those of receipts that are good.
+        let (mut refusals, mut queues, mut before) = (Vec::new(), BTreeSet::new(), 0);
+        for run in receipts {
+            let of_run = refused_receipts.iter().filter(|(place, _)| (before..before + run.len()).contains(place));
+            let refused = of_run
+                .filter_map(|(place, refused)| Some((*place, self.refusal(&run.receipt(place - before)?, *refused))));
+            let known = refusals.len();
+            refusals.extend(refused);
+            if refusals.len() - known < run.len() {
+                queues.insert(run.queue().clone());
             }
+            before += run.len();
         }
         // Whoever asked may have gone away.
         let _ = refused.send(refusals);
