@@ -61,8 +61,11 @@ impl PopConsumer {
         let (pool, invisible) = (self.ticket.pool, self.invisible);
         let take = |reply| PopRequest::Take { pool, wish: Wish { most: max, invisible, until, reply } };
         let basket = self.desk.ask(take).await?;
-        let records = basket.take().into_iter().flat_map(PoppedRun::into_records);
-        Ok(records.map(|record| Popped::new(Arc::clone(&self.desk), record)).collect())
+        let runs = basket.take();
+        let mut popped = Vec::with_capacity(runs.iter().map(|run| run.records.len()).sum());
+        let records = runs.into_iter().flat_map(PoppedRun::into_records);
+        popped.extend(records.map(|record| Popped::new(Arc::clone(&self.desk), record)));
+        Ok(popped)
     }
 
     /// Declares a message done and resolves once that is stored (in the operating system: losing it to a power cut

@@ -124,9 +124,22 @@ struct View {
     segment: u64,
     region: Arc<dyn MappedRegion>,
     bytes: Bytes,
+    /// Whether `bytes` are counted apart from the segment's.
+    counted_apart: bool,
 }
 
 impl View {
+    /// What slices are made of. All of one view share a count of their own, so that who drops those of one fetch does not
+    /// keep other processors from counting those of the next.
+    #[inline]
+    fn sliceable(&mut self) -> &Bytes {
+        if !self.counted_apart {
+            self.bytes = Bytes::from_owner(std::mem::take(&mut self.bytes));
+            self.counted_apart = true;
+        }
+        &self.bytes
+    }
+
     /// Where a part of the log lies within the view, if all of it does.
     #[inline]
     fn within(&self, position: u64, len: usize) -> Option<usize> {
@@ -143,11 +156,11 @@ impl<'a> SegmentReader<'a> {
     /// The view that holds a part of the log, and where in it. The caller vouches that the part was written and lies
     /// within one segment.
     #[inline]
-    fn view(&mut self, position: u64, len: usize) -> io::Result<(&View, usize)> {
+    fn view(&mut self, position: u64, len: usize) -> io::Result<(&mut View, usize)> {
         if self.current.as_ref().is_none_or(|view| view.within(position, len).is_none()) {
             self.current = Some(self.open_view(position, len)?);
         }
-        let view = self.current.as_ref().and_then(|view| view.within(position, len).map(|skip| (view, skip)));
+        let view = self.current.as_mut().and_then(|view| view.within(position, len).map(|skip| (view, skip)));
         Ok(view.expect("a view that was opened for a part of the log holds it"))
     }
 
@@ -160,7 +173,7 @@ impl<'a> SegmentReader<'a> {
         };
         let end = self.log_end.min(segment + self.segments.segment_bytes()) - segment;
         let bytes = region.slice_up_to(position - segment, len, end);
-        Ok(View { start: position, segment, region, bytes })
+        Ok(View { start: position, segment, region, bytes, counted_apart: false })
     }
 
     /// Bytes of the log, to be looked at only. The caller vouches as for [`SegmentReader::slice`].
@@ -172,7 +185,7 @@ impl<'a> SegmentReader<'a> {
     /// Bytes of the log. The caller vouches that they were written and lie within one segment.
     pub(crate) fn slice(&mut self, position: u64, len: usize) -> io::Result<Bytes> {
         let (view, skip) = self.view(position, len)?;
-        Ok(view.bytes.slice(skip..skip + len))
+        Ok(view.sliceable().slice(skip..skip + len))
     }
 
     /// Says that reading may go on behind a position of the segment that was read last.
