@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use cuemq_storage_api::{QueueKey, QueueOffset};
+use cuemq_storage_api::{QueueKey, QueueOffset, Table};
 
 use crate::consume_queue::entry::Entry;
-use crate::tables::{RowChange, Tables};
+use crate::tables::{RowChange, RowRoom, Tables};
 
 /// A tail's capacity is given back after its entries went to disk when it is larger than this.
 const KEPT_TAIL_ENTRIES: usize = 16;
@@ -104,9 +104,18 @@ pub(crate) struct Staged {
     pub(crate) entries: Vec<Entry>,
     pub(crate) trims: Vec<(usize, u64)>,
     pub(crate) rows: Vec<RowChange>,
+    room: RowRoom,
 }
 
 impl Staged {
+    pub(crate) fn put_row(&mut self, table: &Table, key: &[u8], value: &[u8]) {
+        self.rows.push(self.room.put(table, key, value));
+    }
+
+    pub(crate) fn delete_row(&mut self, table: &Table, key: &[u8]) {
+        self.rows.push(self.room.delete(table, key));
+    }
+
     pub(crate) fn clear(&mut self) {
         self.new_queues.clear();
         self.appends.clear();

@@ -22,7 +22,7 @@ use crate::index::{INDEX_DIRECTORY, IndexSettings, KeyIndex};
 use crate::manifest::{LOCK, Manifest};
 use crate::settings::MmapSettings;
 use crate::store::MAX_BUFFERED_ENTRIES;
-use crate::tables::{RowChange, Tables};
+use crate::tables::{RowRoom, Tables};
 use crate::watermark;
 
 /// An opened store, ready for an engine.
@@ -159,8 +159,15 @@ impl Recovery<'_> {
             catalog.add_queue(queue);
         }
         let (full_from, times) = (base.end.position, base.times);
-        let mut replay =
-            Replay { catalog, times, full_from, queue_files: self.queue_files, segments: self.segments, last: None };
+        let mut replay = Replay {
+            catalog,
+            times,
+            full_from,
+            queue_files: self.queue_files,
+            segments: self.segments,
+            room: RowRoom::default(),
+            last: None,
+        };
         let scanned = recovery::scan(self.segments, plan, &mut |header, items| replay.frame(header, items))?;
         for (key, end) in expected {
             let found = replay.catalog.queue(&key).map_or(0, |queue| queue.end);
@@ -279,6 +286,7 @@ struct Replay<'a> {
     full_from: u64,
     queue_files: &'a QueueFiles,
     segments: &'a Segments,
+    room: RowRoom,
     /// The queue of the last record: most records follow another of the same queue.
     last: Option<(Bytes, u32, usize)>,
 }
@@ -292,10 +300,10 @@ impl Replay<'_> {
             match item {
                 Item::Record { header: record, bytes } => self.record(&record, record.topic(bytes))?,
                 Item::Put { table, key, value } if full => {
-                    self.catalog.tables.change(RowChange::put(&stored_table(table)?, key, value));
+                    self.catalog.tables.change(self.room.put(&stored_table(table)?, key, value));
                 }
                 Item::Delete { table, key } if full => {
-                    self.catalog.tables.change(RowChange::delete(&stored_table(table)?, key));
+                    self.catalog.tables.change(self.room.delete(&stored_table(table)?, key));
                 }
                 Item::Trim { topic, queue, before } if full => {
                     if let Some(slot) = self.catalog.slot(&stored_queue(topic, queue)?) {

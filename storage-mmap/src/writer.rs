@@ -12,7 +12,6 @@ use crate::commit_log::LogWriter;
 use crate::commit_log::encoder::{Encoded, FrameEncoder};
 use crate::commit_log::format::{self, RecordHeader, len_u8, len_u16, len_u32};
 use crate::consume_queue::entry::Entry;
-use crate::tables::RowChange;
 
 const PLACES_ARE_RESOLVED: &str = "places are resolved before a batch is encoded";
 
@@ -67,12 +66,12 @@ impl Writer {
                 WriteOperation::Append { queue, records } => appends.push(staging.append(queue, records)),
                 WriteOperation::Put { table, key, value } => {
                     staging.encoder.put(table.as_str(), key, value);
-                    staging.staged.rows.push(RowChange::put(table, key, value));
+                    staging.staged.put_row(table, key, value);
                 }
                 WriteOperation::PutPlaced { .. } => unreachable!("{PLACES_ARE_RESOLVED}"),
                 WriteOperation::Delete { table, key } => {
                     staging.encoder.delete(table.as_str(), key);
-                    staging.staged.rows.push(RowChange::delete(table, key));
+                    staging.staged.delete_row(table, key);
                 }
                 WriteOperation::Trim { queue, before } => staging.trim(queue, before.get()),
             }

@@ -26,13 +26,37 @@ pub(crate) struct Base {
 #[derive(Debug, Default)]
 struct Run {
     blocks: Vec<Block>,
+    /// The first keys of all blocks, one behind the other: one allocation for all of them.
+    keys: Vec<u8>,
     end: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Block {
-    first: Box<[u8]>,
+    /// Where its first key ends in `keys`.
+    key_end: usize,
     start: u64,
+}
+
+impl Run {
+    fn first_key(&self, at: usize) -> &[u8] {
+        let begin = at.checked_sub(1).map_or(0, |before| self.blocks[before].key_end);
+        &self.keys[begin..self.blocks[at].key_end]
+    }
+
+    /// The block in which a key is, if it is there: the last one that begins with it or before it.
+    fn block_of(&self, key: &[u8]) -> usize {
+        let (mut low, mut high) = (0, self.blocks.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.first_key(middle) <= key {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low.saturating_sub(1)
+    }
 }
 
 impl Base {
@@ -48,7 +72,8 @@ impl Base {
         }
         let Some(run) = self.runs.get_mut(table) else { return };
         if run.blocks.last().is_none_or(|block| at.start - block.start >= BLOCK_BYTES) {
-            run.blocks.push(Block { first: key.into(), start: at.start });
+            run.keys.extend_from_slice(key);
+            run.blocks.push(Block { key_end: run.keys.len(), start: at.start });
         }
         run.end = at.end;
     }
@@ -93,8 +118,7 @@ impl Base {
     /// The rows of a table from a key on.
     pub(super) fn rows(&self, table: &Table, from: &[u8]) -> RunRows<'_> {
         let run = self.file.as_ref().and_then(|file| self.runs.get(table).map(|run| (&**file, run)));
-        let next =
-            run.map_or(0, |(_, run)| run.blocks.partition_point(|block| *block.first <= *from).saturating_sub(1));
+        let next = run.map_or(0, |(_, run)| run.block_of(from));
         RunRows { run, next, block: Bytes::new(), from: from.to_vec() }
     }
 }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cuemq_storage_api::limits::MAX_SCAN_ROWS;
 use cuemq_storage_api::{Row, Table};
 
@@ -25,8 +25,8 @@ use merge::Merge;
 use crate::commit_log::format::{len_u8, len_u32};
 use crate::replace::Replacement;
 
-/// What a row in memory takes besides its bytes: its place in the tree and two allocations. An estimate.
-const ROW_COST: usize = 200;
+/// What a row in memory takes besides its bytes: its place in the tree. An estimate.
+const ROW_COST: usize = 110;
 /// Stands where the next row's key length would, behind the last row of a table.
 pub(crate) const NO_MORE_ROWS: u32 = u32::MAX;
 
@@ -54,8 +54,7 @@ pub(crate) struct Snapshot {
     base: Arc<Base>,
 }
 
-/// A change of one row; without a value, its removal. The bytes are the table's own: a caller's may be a slice of a
-/// whole segment, which the row would keep mapped.
+/// A change of one row; without a value, its removal.
 #[derive(Debug)]
 pub(crate) struct RowChange {
     pub(crate) table: Table,
@@ -63,14 +62,39 @@ pub(crate) struct RowChange {
     pub(crate) value: Option<Bytes>,
 }
 
-impl RowChange {
-    pub(crate) fn put(table: &Table, key: &[u8], value: &[u8]) -> Self {
-        let value = Some(Bytes::copy_from_slice(value));
-        Self { table: table.clone(), key: Bytes::copy_from_slice(key), value }
+/// Room for the bytes of rows that change, in blocks. The bytes are the tables' own: a caller's may be a slice of a whole
+/// segment, which the row would keep mapped.
+///
+/// A piece of memory for each key and value costs more, above all when a checkpoint gives back some hundred thousand of
+/// them: the C library then puts them in order before it gives out the next large one, and whoever writes waits for 100
+/// to 200 ms.
+#[derive(Debug, Default)]
+pub(crate) struct RowRoom(BytesMut);
+
+impl RowRoom {
+    /// A slice that somebody keeps keeps a block.
+    const BLOCK_BYTES: usize = 16 << 10;
+
+    /// A row that is written.
+    pub(crate) fn put(&mut self, table: &Table, key: &[u8], value: &[u8]) -> RowChange {
+        let value = Some(self.keep(value));
+        RowChange { table: table.clone(), key: self.keep(key), value }
     }
 
-    pub(crate) fn delete(table: &Table, key: &[u8]) -> Self {
-        Self { table: table.clone(), key: Bytes::copy_from_slice(key), value: None }
+    /// A row that is removed.
+    pub(crate) fn delete(&mut self, table: &Table, key: &[u8]) -> RowChange {
+        RowChange { table: table.clone(), key: self.keep(key), value: None }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> Bytes {
+        if bytes.len() > Self::BLOCK_BYTES / 4 {
+            return Bytes::copy_from_slice(bytes);
+        }
+        if self.0.capacity() < bytes.len() {
+            self.0 = BytesMut::with_capacity(Self::BLOCK_BYTES);
+        }
+        self.0.extend_from_slice(bytes);
+        self.0.split().freeze()
     }
 }
 
@@ -81,14 +105,17 @@ impl Tables {
     }
 
     pub(crate) fn change(&mut self, RowChange { table, key, value }: RowChange) {
-        let cost = |value: &Option<Bytes>| ROW_COST + value.as_ref().map_or(0, Bytes::len);
+        let bytes = key.len() + value.as_ref().map_or(0, Bytes::len);
         let must_be_hidden = value.is_some() || self.frozen.is_some() || self.base.has(&table);
         let rows = self.young.entry(table).or_default();
-        let key_bytes = key.len();
-        let (now, before) =
-            if must_be_hidden { (key_bytes + cost(&value), rows.insert(key, value)) } else { (0, rows.remove(&key)) };
-        let before = before.map_or(0, |value| key_bytes + cost(&value));
-        self.young_bytes = (self.young_bytes + now).saturating_sub(before);
+        let before = rows.len();
+        if must_be_hidden {
+            rows.insert(key, value);
+            // The bytes of the row before stay where they are until the next checkpoint, with those around them.
+            self.young_bytes += bytes + (rows.len() - before) * ROW_COST;
+        } else if rows.remove(&key).is_some() {
+            self.young_bytes = self.young_bytes.saturating_sub(ROW_COST);
+        }
     }
 
     /// What the changes since the last checkpoint was begun take in memory, by estimate.
@@ -99,7 +126,8 @@ impl Tables {
     pub(crate) fn get(&self, table: &Table, key: &[u8]) -> io::Result<Option<Bytes>> {
         for changes in self.changes() {
             if let Some(value) = changes.get(table).and_then(|rows| rows.get(key)) {
-                return Ok(value.clone());
+                // Not a slice, which would keep the whole block.
+                return Ok(value.as_deref().map(Bytes::copy_from_slice));
             }
         }
         self.base.get(table, key)
