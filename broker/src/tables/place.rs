@@ -33,3 +33,12 @@ pub(super) fn decode_place(
     }
     Ok((QueueKey::new(topic, queue), QueueOffset::new(offset)))
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn place(topic: &str, queue: u32) -> QueueKey {
+        QueueKey::new(TopicName::from_stored(topic).unwrap(), QueueId::new(queue).unwrap())
+    }
+}

@@ -63,15 +63,11 @@ pub(crate) fn decode_key(key: &[u8]) -> Result<(GroupName, QueueKey, Option<Memb
 
 #[cfg(test)]
 mod tests {
-    use cuemq_storage_api::QueueId;
     use cuemq_storage_api::limits::MAX_POSITION;
     use proptest::prelude::*;
 
     use super::*;
-
-    fn place(topic: &str, queue: u32) -> QueueKey {
-        QueueKey::new(TopicName::from_stored(topic).unwrap(), QueueId::new(queue).unwrap())
-    }
+    use crate::tables::place::tests::place;
 
     #[test]
     fn golden_bytes() {
