@@ -13,6 +13,7 @@ pub(crate) mod failed_copy;
 pub(crate) mod failure;
 pub(crate) mod fence;
 pub(crate) mod filter;
+pub(crate) mod flight;
 pub(crate) mod in_place;
 pub(crate) mod key_order;
 pub(crate) mod length;

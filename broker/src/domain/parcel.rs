@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use cuemq_storage_api::{QueueKey, QueueOffset, Timestamp};
 
+use super::flight::{Flight, PoolId, PopAnswer, PopRefused};
 use super::membership::Lease;
-use super::pop::{Flight, PoolId, PopAnswer, PopRefused};
 
 /// Why a message is being settled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use cuemq_storage_api::Timestamp;
 
-use super::pop::PoolId;
+use super::flight::PoolId;
 
 /// Everybody who waits; `T` is what it takes to answer one.
 #[derive(Debug)]

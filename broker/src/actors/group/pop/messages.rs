@@ -12,7 +12,7 @@ use super::super::{Answer, GroupActor, GroupRequest, Start};
 use crate::actors::mailbox::Inbox;
 use crate::domain::failure::FailureCause;
 use crate::domain::filter::TagFilter;
-use crate::domain::pop::PoolId;
+use crate::domain::flight::PoolId;
 use crate::domain::pop_receipt::{Mark, PopReceipt, ReceiptRun};
 use crate::error::Error;
 

@@ -24,11 +24,12 @@ use super::offsets::OffsetOwner;
 use super::{Answer, GroupActor, Start};
 use crate::actors::room::came_back;
 use crate::consumer::session::{Claim, Credit, Given, Next, Session, SessionSettings};
+use crate::domain::flight::{DeliveryId, Flight, Landed, PoolId, PopSettings};
 use crate::domain::member::MemberId;
 use crate::domain::membership::Lease;
 use crate::domain::order::Order;
 use crate::domain::parking::Parking;
-use crate::domain::pop::{DeliveryId, Flight, Landed, PoolId, PopSettings, Pops};
+use crate::domain::pop::Pops;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{FETCH_BYTES, MAX_EXPIRED_POPS, MAX_PARKED_POPS, MAX_POPPED_MESSAGES, MAX_REMEMBERED_SETTLEMENTS};
 

@@ -12,7 +12,7 @@ use super::super::{Answer, Failure, GroupActor};
 use super::messages::{Refusals, Renewed};
 use crate::consumer::Received;
 use crate::domain::failure::FailureCause;
-use crate::domain::pop::{Begun, DeliveryId, Flight, PopAnswer, PopRefused};
+use crate::domain::flight::{Begun, DeliveryId, Flight, PopAnswer, PopRefused};
 use crate::domain::pop_receipt::{PopReceipt, ReceiptRun};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_REMEMBERED_SETTLEMENTS, REDELIVERY_PAUSE};
