@@ -222,9 +222,10 @@ impl GroupActor {
     ) -> Result<()> {
         let ahead = self.reader_of(owner).is_none_or(|(session, lease)| session.is_ahead(&owner.queue, lease, offset));
         if ahead && let Some(stored) = self.read(&owner.queue, offset)? {
+            // First, as it can fail: a row without its letter would hide the message.
+            self.end_of(owner, stored, why, work)?;
             let row = withdrawn::key(&self.group, &owner.queue, owner.member.as_ref(), offset);
             work.batch.put(&withdrawn::TABLE, row, withdrawn::row());
-            self.end_of(owner, stored, why, work)?;
             work.ahead.push((owner.clone(), offset));
         }
         Ok(())
