@@ -77,7 +77,7 @@ pub(crate) struct Landed {
 impl Landed {
     /// Adds one message of a parcel, to the last run if it follows that.
     pub(super) fn add(runs: &mut Vec<Self>, parcel: &Parcel, index: usize) {
-        let (offset, bytes) = (parcel.offset(index), parcel.bytes(index..index + 1));
+        let (offset, bytes) = (parcel.offset(index), parcel.bytes(index));
         match runs.last_mut() {
             Some(last)
                 if last.offsets.end == offset

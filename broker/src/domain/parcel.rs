@@ -1,8 +1,6 @@
 //! Messages that were given out together: they follow each other in one queue, and so do the numbers of their
 //! deliveries.
 
-use std::ops::Range;
-
 use cuemq_storage_api::{QueueKey, QueueOffset, Timestamp};
 
 use super::flight::{Flight, PoolId, PopAnswer, PopRefused};
@@ -180,10 +178,9 @@ impl Parcel {
         Some(Flight { queue, offset, pool: *pool, lease: *lease, bytes, redeliveries })
     }
 
-    /// The payload of some of its messages.
-    pub(super) fn bytes(&self, of: Range<usize>) -> usize {
-        let items = self.items.get(of).unwrap_or_default();
-        items.iter().map(|item| usize::try_from(item.bytes).unwrap_or(usize::MAX)).sum()
+    /// The payload of one of its messages.
+    pub(super) fn bytes(&self, index: usize) -> usize {
+        self.item(index).map_or(0, |item| usize::try_from(item.bytes).unwrap_or(usize::MAX))
     }
 
     /// Keeps those in front of a place and returns those behind it; neither may be empty.

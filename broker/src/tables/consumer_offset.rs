@@ -11,6 +11,7 @@ use cuemq_storage_api::{GroupName, QueueId, QueueKey, QueueOffset, Table, TopicN
 use serde::{Deserialize, Serialize};
 
 use super::codec::{DecodeError, decode, encode};
+pub(crate) use super::keys::keys_of_group;
 use crate::domain::member::MemberId;
 use crate::domain::progress::{MAX_ACKED_RANGES, MAX_WITHDRAWN_RANGES, Progress};
 
@@ -71,12 +72,6 @@ pub(crate) fn key(group: &GroupName, queue: &QueueKey, member: Option<&MemberId>
 
 fn name_len(member: &MemberId) -> usize {
     member.as_str().len()
-}
-
-/// The half-open range of keys that holds all rows of a group.
-pub(crate) fn keys_of_group(group: &GroupName) -> Range<Bytes> {
-    let bound = |last: u8| [group.as_str().as_bytes(), &[last]].concat().into();
-    bound(0)..bound(1)
 }
 
 /// Reads a key.

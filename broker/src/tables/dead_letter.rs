@@ -12,6 +12,7 @@ use cuemq_storage_api::{GroupName, QueueOffset, Table, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::codec::{DecodeError, decode, encode};
+pub(crate) use super::keys::keys_of_group;
 
 const NAME: &str = "dead_letter";
 const VERSION: u8 = 1;
@@ -52,12 +53,6 @@ pub(crate) fn key(group: &GroupName, offset: QueueOffset) -> Bytes {
 /// The half-open range of keys that holds these letters of a group.
 pub(crate) fn keys(group: &GroupName, letters: &Range<QueueOffset>) -> Range<Bytes> {
     key(group, letters.start)..key(group, letters.end)
-}
-
-/// The half-open range of keys that holds all letters of a group.
-pub(crate) fn keys_of_group(group: &GroupName) -> Range<Bytes> {
-    let bound = |last: u8| [group.as_str().as_bytes(), &[last]].concat().into();
-    bound(0)..bound(1)
 }
 
 /// Reads the letter's offset from a key.

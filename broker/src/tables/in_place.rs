@@ -3,12 +3,11 @@
 //! Key: `group | 0 | topic | 0 | queue u32 BE | offset u64 BE`. No name contains a zero byte, so the rows of a group lie
 //! together. A row is written when a delivery fails in its place, and deleted with the group's progress behind it.
 
-use std::ops::Range;
-
 use bytes::{BufMut, Bytes, BytesMut};
 use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Table, Timestamp, TopicName};
 
 use super::codec::{DecodeError, decode, encode};
+pub(crate) use super::keys::keys_of_group;
 use super::place::{PLACE_BYTES, decode_place, put_place};
 use crate::domain::in_place::InPlaceFailures;
 use crate::limits::MAX_ERROR_BYTES;
@@ -29,12 +28,6 @@ pub(crate) fn key(group: &GroupName, queue: &QueueKey, offset: QueueOffset) -> B
     }
     put_place(&mut key, queue.queue, offset);
     key.freeze()
-}
-
-/// The half-open range of keys that holds all rows of a group.
-pub(crate) fn keys_of_group(group: &GroupName) -> Range<Bytes> {
-    let bound = |last: u8| [group.as_str().as_bytes(), &[last]].concat().into();
-    bound(0)..bound(1)
 }
 
 /// Reads the message's place from a key.

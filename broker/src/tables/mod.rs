@@ -11,6 +11,7 @@ pub(crate) mod expiry;
 pub(crate) mod group;
 pub(crate) mod half_message;
 pub(crate) mod in_place;
+mod keys;
 mod place;
 pub(crate) mod queue_change;
 pub(crate) mod recurrence;

@@ -5,12 +5,11 @@
 //! broadcasts. No name contains a zero byte, so the rows of a group lie together. A row is written in one batch with the
 //! message's dead letter, and deleted when the group's progress has the message or has passed it.
 
-use std::ops::Range;
-
 use bytes::{BufMut, Bytes, BytesMut};
 use cuemq_storage_api::{GroupName, QueueKey, QueueOffset, Table, TopicName};
 
 use super::codec::{DecodeError, encode};
+pub(crate) use super::keys::keys_of_group;
 use super::place::{PLACE_BYTES, decode_place, put_place};
 use crate::domain::member::MemberId;
 
@@ -30,12 +29,6 @@ pub(crate) fn key(group: &GroupName, queue: &QueueKey, member: Option<&MemberId>
     }
     put_place(&mut key, queue.queue, offset);
     key.freeze()
-}
-
-/// The half-open range of keys that holds all rows of a group.
-pub(crate) fn keys_of_group(group: &GroupName) -> Range<Bytes> {
-    let bound = |last: u8| [group.as_str().as_bytes(), &[last]].concat().into();
-    bound(0)..bound(1)
 }
 
 /// The value of every row: that there is one says it all.

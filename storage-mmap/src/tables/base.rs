@@ -31,31 +31,17 @@ struct Run {
     end: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Block {
-    /// Where its first key ends in `keys`.
-    key_end: usize,
+    /// Where its first key is in `keys`.
+    first: Range<usize>,
     start: u64,
 }
 
 impl Run {
-    fn first_key(&self, at: usize) -> &[u8] {
-        let begin = at.checked_sub(1).map_or(0, |before| self.blocks[before].key_end);
-        &self.keys[begin..self.blocks[at].key_end]
-    }
-
     /// The block in which a key is, if it is there: the last one that begins with it or before it.
     fn block_of(&self, key: &[u8]) -> usize {
-        let (mut low, mut high) = (0, self.blocks.len());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if self.first_key(middle) <= key {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        low.saturating_sub(1)
+        self.blocks.partition_point(|block| self.keys[block.first.clone()] <= *key).saturating_sub(1)
     }
 }
 
@@ -72,8 +58,9 @@ impl Base {
         }
         let Some(run) = self.runs.get_mut(table) else { return };
         if run.blocks.last().is_none_or(|block| at.start - block.start >= BLOCK_BYTES) {
+            let first = run.keys.len()..run.keys.len() + key.len();
             run.keys.extend_from_slice(key);
-            run.blocks.push(Block { key_end: run.keys.len(), start: at.start });
+            run.blocks.push(Block { first, start: at.start });
         }
         run.end = at.end;
     }
