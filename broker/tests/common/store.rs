@@ -1,9 +1,12 @@
 //! A store of any engine that can be opened, reopened, killed and, some, cut from power. Every broker over it meets
 //! the faults that its [`Faults`] script.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use cuemq::storage_api::MemoryStore;
 use cuemq::storage_api::fault::{Faults, Gate, Operation};
@@ -163,10 +166,8 @@ impl Store {
     fn copy_directory(&self) {
         let _gates =
             [Operation::Apply, Operation::Sync, Operation::Maintain].map(|operation| self.faults.hold(operation));
-        let copy = tempfile::tempdir().unwrap();
         let mut directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
-        copy_tree(directory.path(), copy.path());
-        *directory = copy;
+        *directory = copy_of_an_instant(directory.path());
     }
 
     /// What a durable topic's receipts say on this engine.
@@ -180,17 +181,54 @@ impl Store {
     }
 }
 
-fn copy_tree(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_tree(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
+/// How often a directory is copied until an engine's own threads have left it alone for as long as that takes.
+const COPY_ATTEMPTS: usize = 1000;
+
+/// A copy of all files as they were at one instant, as a kill leaves them. The gates keep the broker from writing, but
+/// an engine's threads go on: they write tables and delete what these replace. A copy within which anything changed
+/// mixes instants that never were together, so it does not count.
+fn copy_of_an_instant(from: &Path) -> TempDir {
+    for _ in 0..COPY_ATTEMPTS {
+        let copy = tempfile::tempdir().unwrap();
+        let attempt = files_of(from).and_then(|before| {
+            copy_tree(from, copy.path())?;
+            Ok(files_of(from)? == before)
+        });
+        match attempt {
+            Ok(true) => return copy,
+            Ok(false) => {}
+            Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error}"),
         }
     }
+    panic!("{} changed within each of {COPY_ATTEMPTS} copies", from.display());
+}
+
+/// The files below a directory, each with its length and when it was last written.
+fn files_of(directory: &Path) -> io::Result<BTreeMap<PathBuf, (u64, SystemTime)>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let metadata = path.metadata()?;
+        if metadata.is_dir() {
+            files.append(&mut files_of(&path)?);
+        }
+        files.insert(path, (metadata.len(), metadata.modified()?));
+    }
+    Ok(files)
+}
+
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
 }
 
 /// Files small enough to be made a hundred times a minute.
