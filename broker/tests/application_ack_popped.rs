@@ -50,7 +50,7 @@ async fn a_committed_transaction_settles_what_was_popped(store: Store) {
         popped[..4].iter().try_for_each(|popped| process(t, popped))?;
         t.ack(&popped[0])?;
         count(t, &popped[4])?;
-        t.ack_receipt(&consumer, popped[4].receipt())?;
+        t.ack_receipt(&consumer, &popped[4].receipt())?;
         t.ack(&popped[4])
     };
     broker.transaction(some).await.unwrap();
@@ -119,19 +119,19 @@ async fn a_receipt_that_is_not_good_refuses_everything(store: Store) {
     let mut popped = pop(&consumer, 5).await;
     let (good, expired) = (popped.pop().unwrap(), popped.pop().unwrap());
     let (given_back, rejected, mut renewed) = (popped.pop().unwrap(), popped.pop().unwrap(), popped.pop().unwrap());
-    let good_receipt = consumer.renew(good.receipt(), HOUR).await.unwrap();
+    let good_receipt = consumer.renew(&good.receipt(), HOUR).await.unwrap();
     given_back.nack(Some(HOUR)).await.unwrap();
     rejected.reject("no").await.unwrap();
-    let old = renewed.receipt().clone();
+    let old = renewed.receipt();
     renewed.renew(HOUR).await.unwrap();
     clock.advance(10 * SECOND);
     let other = broker.pop_consumer("other").subscribe("orders").build().await.unwrap();
     for (receipt, by, kind, why) in [
-        (expired.receipt(), &consumer, ErrorKind::Stale, "expired"),
+        (&expired.receipt(), &consumer, ErrorKind::Stale, "expired"),
         (&old, &consumer, ErrorKind::Stale, "was renewed"),
-        (good.receipt(), &consumer, ErrorKind::Stale, "was renewed"),
-        (given_back.receipt(), &consumer, ErrorKind::Conflict, "given back"),
-        (rejected.receipt(), &consumer, ErrorKind::Conflict, "rejected"),
+        (&good.receipt(), &consumer, ErrorKind::Stale, "was renewed"),
+        (&given_back.receipt(), &consumer, ErrorKind::Conflict, "given back"),
+        (&rejected.receipt(), &consumer, ErrorKind::Conflict, "rejected"),
         (&good_receipt, &other, ErrorKind::Invalid, "never given out by group other"),
     ] {
         // The good one is spoilt by the other, whichever comes first.
@@ -161,7 +161,7 @@ async fn a_receipt_that_is_not_good_refuses_everything(store: Store) {
     // A receipt ends with the broker.
     let consumer = common::popping::consumer(&broker).await;
     let last = pop_one(&consumer).await;
-    let receipt = last.receipt().clone();
+    let receipt = last.receipt();
     drop((good, expired, given_back, rejected, renewed, last, consumer));
     let broker = store.reopen_at(broker, &clock).await;
     let consumer = common::popping::consumer(&broker).await;
@@ -188,7 +188,7 @@ async fn the_time_that_counts_is_that_of_the_commit(store: Store) {
     assert!(counted(&broker).await.is_empty());
     let again = pop_one(&consumer).await;
     // With this, everything that the group had to write is written.
-    broker.transaction(|t| t.ack_receipt(&consumer, popped.receipt())).await.unwrap_err();
+    broker.transaction(|t| t.ack_receipt(&consumer, &popped.receipt())).await.unwrap_err();
     // One that is committed within its time is done, however long its write takes.
     let gate = store.faults.hold(Operation::Apply);
     let mut transaction = Box::pin(broker.transaction(|t| process(t, &again)));

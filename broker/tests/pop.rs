@@ -42,7 +42,7 @@ async fn what_is_acknowledged_is_done(store: Store) {
     assert_eq!(in_flight(&broker).await, 8);
     // By itself, by its receipt from another consumer, and many with one write; none of it twice.
     popped[0].ack().await.unwrap();
-    consumer(&broker).await.ack(popped[1].receipt()).await.unwrap();
+    consumer(&broker).await.ack(&popped[1].receipt()).await.unwrap();
     let printed: Vec<PopReceipt> = popped[2..].iter().map(|p| p.receipt().to_string().parse().unwrap()).collect();
     for result in first.ack_all(&printed).await {
         result.unwrap();
@@ -97,7 +97,7 @@ async fn a_renewal_gives_more_time(store: Store) {
     let mut old = Vec::new();
     for _ in 0..5 {
         clock.advance(9 * SECOND);
-        old.push(popped.receipt().clone());
+        old.push(popped.receipt());
         popped.renew(10 * SECOND).await.unwrap();
         assert_eq!(popped.invisible_until(), clock.now().plus(10 * SECOND));
         assert_nothing(&consumer, "it is renewed").await;
@@ -111,12 +111,12 @@ async fn a_renewal_gives_more_time(store: Store) {
     }
     assert_eq!(in_flight(&broker).await, 1);
     // By receipt too, and down to nothing: it comes again at once.
-    let shorter = consumer.renew(popped.receipt(), NOW).await.unwrap();
+    let shorter = consumer.renew(&popped.receipt(), NOW).await.unwrap();
     let again = pop_one(&consumer).await;
     assert_eq!(again.attempts(), 1);
     assert_eq!(consumer.ack(&shorter).await.unwrap_err().kind(), ErrorKind::Stale);
     again.ack().await.unwrap();
-    assert_eq!(consumer.renew(again.receipt(), SECOND).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(consumer.renew(&again.receipt(), SECOND).await.unwrap_err().kind(), ErrorKind::Conflict);
     broker.shutdown().await.unwrap();
 }
 
@@ -208,7 +208,7 @@ async fn a_rejected_message_is_a_dead_letter_at_once(store: Store) {
     let popped = pop(&consumer, 2).await;
     popped[0].reject("no such customer").await.unwrap();
     popped[0].reject("again").await.unwrap();
-    consumer.reject(popped[1].receipt(), "by its receipt").await.unwrap();
+    consumer.reject(&popped[1].receipt(), "by its receipt").await.unwrap();
     let dead = read_all(&broker, "%DLQ%group").await;
     let said: Vec<_> = dead.iter().map(|dead| (dead.dead_reason().unwrap(), dead.last_error().unwrap())).collect();
     assert_eq!(said, [(DeadReason::Rejected, "no such customer"), (DeadReason::Rejected, "by its receipt")]);
@@ -249,7 +249,7 @@ async fn a_receipt_that_is_not_good_says_why(store: Store) {
     let forged: PopReceipt = format!("{body}:{:x}", seal ^ 1).parse().unwrap();
     let other = broker.pop_consumer("other").subscribe("orders").build().await.unwrap();
     for (result, why) in
-        [(consumer.ack(&forged).await, "a forged one"), (other.ack(popped[3].receipt()).await, "a strange one")]
+        [(consumer.ack(&forged).await, "a forged one"), (other.ack(&popped[3].receipt()).await, "a strange one")]
     {
         let refused = result.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Invalid, "{why}");
@@ -257,7 +257,7 @@ async fn a_receipt_that_is_not_good_says_why(store: Store) {
     }
     assert_eq!("no receipt".parse::<PopReceipt>().unwrap_err().kind(), ErrorKind::Invalid);
     // Of many each has its own answer, and the good ones count.
-    let results = consumer.ack_all(&[forged, popped[3].receipt().clone(), popped[1].receipt().clone()]).await;
+    let results = consumer.ack_all(&[forged, popped[3].receipt(), popped[1].receipt()]).await;
     let kinds: Vec<_> = results.into_iter().map(|result| result.map_err(|refused| refused.kind())).collect();
     assert_eq!(kinds, [Err(ErrorKind::Invalid), Ok(()), Err(ErrorKind::Conflict)]);
     let results = consumer.ack_messages(&popped[1..4]).await;
@@ -283,7 +283,7 @@ async fn receipts_end_with_the_broker(store: Store) {
     drop(before);
     let broker = store.reopen(broker).await;
     let consumer = consumer(&broker).await;
-    let refused = consumer.ack(popped[1].receipt()).await.unwrap_err();
+    let refused = consumer.ack(&popped[1].receipt()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Stale);
     assert!(refused.to_string().contains("before the broker was opened"), "{refused}");
     let again = pop_one(&consumer).await;

@@ -41,7 +41,7 @@ async fn more_consumers_than_queues(store: Store) {
             if round % 2 == 0 {
                 popped.ack().await.unwrap();
             } else {
-                consumers[(who + 3) % 8].ack(popped.receipt()).await.unwrap();
+                consumers[(who + 3) % 8].ack(&popped.receipt()).await.unwrap();
             }
         }
     }
@@ -150,8 +150,8 @@ async fn bad_requests_are_refused(store: Store) {
         assert!(refused.to_string().contains("1 to 1024"), "{refused}");
     }
     let popped = pop_one(&consumer).await;
-    let long = consumer.nack(popped.receipt(), Some(400 * 24 * HOUR)).await.unwrap_err();
-    let longer = consumer.renew(popped.receipt(), 13 * HOUR).await.unwrap_err();
+    let long = consumer.nack(&popped.receipt(), Some(400 * 24 * HOUR)).await.unwrap_err();
+    let longer = consumer.renew(&popped.receipt(), 13 * HOUR).await.unwrap_err();
     assert_eq!((long.kind(), longer.kind()), (ErrorKind::Invalid, ErrorKind::Invalid));
     popped.ack().await.unwrap();
     let broadcast = broker.consumer("loud").subscribe("orders").member("m").broadcasting(true).build().await.unwrap();

@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 
 use super::builder::{StartAt, filters_of};
 use super::pledge::{Acknowledged, PopPledge};
-use super::popped::Popped;
-use crate::actors::group::{GroupHandle, PopRequest, PoppedRun, Start, Ticket, Wish};
+use super::popped::{Popped, Tray};
+use crate::actors::group::{GroupHandle, PopRequest, Start, Ticket, Wish};
 use crate::actors::root::EnsureGroup;
 use crate::broker::Keeper;
 use crate::domain::failure::FailureCause;
@@ -60,11 +60,10 @@ impl PopConsumer {
         let until = self.desk.keeper.shared().clock.now().plus(wait);
         let (pool, invisible) = (self.ticket.pool, self.invisible);
         let take = |reply| PopRequest::Take { pool, wish: Wish { most: max, invisible, until, reply } };
-        let basket = self.desk.ask(take).await?;
-        let runs = basket.take();
+        let (runs, sealer) = self.desk.ask(take).await?.take();
+        let tray = Arc::new(Tray { desk: Arc::clone(&self.desk), sealer });
         let mut popped = Vec::with_capacity(runs.iter().map(|run| run.records.len()).sum());
-        let records = runs.into_iter().flat_map(PoppedRun::into_records);
-        popped.extend(records.map(|record| Popped::new(Arc::clone(&self.desk), record)));
+        runs.into_iter().for_each(|run| Popped::take_up(&mut popped, &tray, run));
         Ok(popped)
     }
 
@@ -94,7 +93,9 @@ impl PopConsumer {
     pub async fn ack_messages(&self, popped: &[Popped]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(popped.len());
         for some in popped.chunks(MAX_POP_MESSAGES) {
-            results.extend(self.desk.ack_all(ReceiptRun::collect(some.iter().map(Popped::receipt))).await);
+            let mut receipts = Vec::new();
+            some.iter().for_each(|popped| popped.add_to(&mut receipts, &self.desk));
+            results.extend(self.desk.ack_all(receipts).await);
         }
         results
     }

@@ -10,17 +10,24 @@ use cuemq_storage_api::Timestamp;
 use super::acknowledgeable::sealed::{Acknowledge, Part};
 use super::pop::Desk;
 use super::received::Received;
-use crate::actors::group::PoppedRecord;
-use crate::domain::pop_receipt::PopReceipt;
+use crate::actors::group::PoppedRun;
+use crate::domain::pop_receipt::{Mark, PopReceipt, ReceiptRun, Sealer};
 use crate::error::Result;
 
 /// A message that was popped. Settle it once its effects are done; or pass its receipt on, and have somebody else settle
 /// it by that. Dropping it does nothing: the message comes again when its invisible time is over.
 pub struct Popped {
     received: Received,
-    receipt: PopReceipt,
+    /// Which delivery of all that its group has made.
+    delivery: u64,
     until: Timestamp,
-    desk: Arc<Desk>,
+    tray: Arc<Tray>,
+}
+
+/// What the messages of one pop have in common.
+pub(super) struct Tray {
+    pub(super) desk: Arc<Desk>,
+    pub(super) sealer: Sealer,
 }
 
 impl fmt::Debug for Popped {
@@ -38,17 +45,34 @@ impl Deref for Popped {
 }
 
 impl Popped {
-    pub(super) fn new(desk: Arc<Desk>, record: PoppedRecord) -> Self {
-        let PoppedRecord { queue, stored, redeliveries, receipt, until } = record;
-        tracing::trace!(%queue, offset = %stored.offset, "popped");
-        let received = Received::new(queue, stored, desk.keeper.shared().store_id, redeliveries);
-        Self { received, receipt, until, desk }
+    /// Takes up what a pop brought of one queue.
+    pub(super) fn take_up(popped: &mut Vec<Self>, tray: &Arc<Tray>, run: PoppedRun) {
+        let PoppedRun { queue, records, mark, redeliveries, until } = run;
+        tracing::trace!(%queue, offset = %mark.offset, messages = records.len(), "popped");
+        let store_id = tray.desk.keeper.shared().store_id;
+        popped.extend((mark.delivery..).zip(records).map(|(delivery, stored)| {
+            let received = Received::new(queue.clone(), stored, store_id, redeliveries);
+            Self { received, delivery, until, tray: Arc::clone(tray) }
+        }));
     }
 
-    /// What settles it.
+    fn mark(&self) -> Mark {
+        Mark { offset: self.received.offset(), delivery: self.delivery }
+    }
+
+    /// What settles it, made anew at each call: keep it, if it is needed often.
     #[must_use]
-    pub fn receipt(&self) -> &PopReceipt {
-        &self.receipt
+    pub fn receipt(&self) -> PopReceipt {
+        self.tray.sealer.receipt(self.received.queue().clone(), self.mark())
+    }
+
+    /// Adds it to what is settled together at a desk. What was popped elsewhere has to show its receipt.
+    pub(super) fn add_to(&self, receipts: &mut Vec<ReceiptRun>, desk: &Arc<Desk>) {
+        if Arc::ptr_eq(&self.tray.desk.group, &desk.group) {
+            ReceiptRun::add_held(receipts, self.received.queue(), self.mark());
+        } else {
+            ReceiptRun::add(receipts, &self.receipt());
+        }
     }
 
     /// When it comes again unless it is settled or renewed before.
@@ -62,7 +86,7 @@ impl Popped {
     /// # Errors
     /// As there.
     pub async fn ack(&self) -> Result<()> {
-        self.desk.ack(&self.receipt).await
+        self.tray.desk.ack(&self.receipt()).await
     }
 
     /// Has it delivered again: [`PopConsumer::nack`](crate::PopConsumer::nack).
@@ -70,7 +94,7 @@ impl Popped {
     /// # Errors
     /// As there.
     pub async fn nack(&self, delay: Option<Duration>) -> Result<()> {
-        self.desk.nack(&self.receipt, delay).await
+        self.tray.desk.nack(&self.receipt(), delay).await
     }
 
     /// Makes it a dead letter: [`PopConsumer::reject`](crate::PopConsumer::reject).
@@ -78,7 +102,7 @@ impl Popped {
     /// # Errors
     /// As there.
     pub async fn reject(&self, reason: impl fmt::Display) -> Result<()> {
-        self.desk.reject(&self.receipt, reason.to_string()).await
+        self.tray.desk.reject(&self.receipt(), reason.to_string()).await
     }
 
     /// Has it stay invisible for `invisible` from now, under a new receipt:
@@ -87,13 +111,14 @@ impl Popped {
     /// # Errors
     /// As there; the receipt is the old one then.
     pub async fn renew(&mut self, invisible: Duration) -> Result<()> {
-        (self.receipt, self.until) = self.desk.renew(&self.receipt, invisible).await?;
+        let (receipt, until) = self.tray.desk.renew(&self.receipt(), invisible).await?;
+        (self.delivery, self.until) = (receipt.delivery(), until);
         Ok(())
     }
 }
 
 impl Acknowledge for Popped {
     fn acknowledged(&self) -> Part {
-        Part(self.desk.acknowledged(&self.receipt))
+        Part(self.tray.desk.acknowledged(&self.receipt()))
     }
 }

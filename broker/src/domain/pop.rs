@@ -15,22 +15,20 @@
 //! Messages are kept as they were given out, by the [`Parcel`]: most pops bring a run of a queue, and whoever took it
 //! settles it as a whole.
 
-use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::hash::BuildHasher;
 
 use cuemq_storage_api::{QueueKey, QueueOffset, Timestamp};
 
 use super::flight::{Begun, DeliveryId, Flight, Landed, PoolId, PopAnswer, PopRefused, PopSettings, TooManyInFlight};
 use super::membership::Lease;
 use super::parcel::{Cause, Ending, Fit, Item, Parcel, State};
-use super::pop_receipt::{Mark, PopReceipt, ReceiptRun};
+use super::pop_receipt::{Mark, PopReceipt, ReceiptRun, Sealer};
 
 /// Everything that one group has in flight, and how the latest deliveries ended.
 #[derive(Debug)]
 pub(crate) struct Pops {
     settings: PopSettings,
-    secret: RandomState,
+    sealer: Sealer,
     first: DeliveryId,
     next: DeliveryId,
     /// Of deliveries below this that are not remembered, some were in flight when the group lost sight of them.
@@ -57,7 +55,7 @@ impl Pops {
         let first = DeliveryId(first);
         Self {
             settings,
-            secret: RandomState::new(),
+            sealer: Sealer::new(),
             first,
             next: first,
             interrupted: first,
@@ -70,6 +68,12 @@ impl Pops {
             remembered: 0,
             longest: 0,
         }
+    }
+
+    /// What receipts of messages given out are made with.
+    #[must_use]
+    pub(crate) fn sealer(&self) -> &Sealer {
+        &self.sealer
     }
 
     /// How many messages are in flight.
@@ -108,7 +112,7 @@ impl Pops {
     }
 
     /// Gives messages out until their invisible time ends: those of a run of a queue, each with its payload and its
-    /// redeliveries. Their receipts, in the same order.
+    /// redeliveries. The mark of the first: those of the others follow it.
     ///
     /// # Errors
     /// When too many are in flight; nothing has changed then.
@@ -118,19 +122,17 @@ impl Pops {
         (pool, lease): (PoolId, Lease),
         until: Timestamp,
         messages: impl Iterator<Item = (u32, u32)>,
-    ) -> Result<Vec<Mark>, TooManyInFlight> {
+    ) -> Result<Mark, TooManyInFlight> {
         let items: Vec<Item> = messages.map(|(bytes, redeliveries)| Item::new(bytes, redeliveries)).collect();
         if items.len() > self.room() {
             return Err(TooManyInFlight { limit: self.settings.max_in_flight });
         }
-        if items.is_empty() {
-            return Ok(Vec::new());
+        let mark = Mark { offset, delivery: self.next.0 };
+        if !items.is_empty() {
+            let queue_seal = self.sealer.queue_seal(queue);
+            self.fly(Parcel::new(queue.clone(), offset, pool, lease, until, queue_seal, items));
         }
-        let queue_seal = self.secret.hash_one(queue);
-        let parcel = Parcel::new(queue.clone(), offset, pool, lease, until, queue_seal, items);
-        let marks = (0..parcel.len()).map(|index| self.mark(self.next, &parcel, index)).collect();
-        self.fly(parcel);
-        Ok(marks)
+        Ok(mark)
     }
 
     /// Ends deliveries as done: what is so now, in runs, and which receipts are not good, by their places among all of
@@ -141,51 +143,37 @@ impl Pops {
         now: Timestamp,
     ) -> (Vec<Landed>, Vec<(usize, PopRefused)>) {
         let (mut landed, mut refused, mut before) = (Vec::new(), Vec::new(), 0);
-        for ReceiptRun { queue, marks } in receipts {
+        for run in receipts {
             let mut at = 0;
-            while let Some(mark) = marks.get(at) {
+            while let Some((mark, seal)) = run.mark(at) {
                 let Some(first) = self.parcel_of(DeliveryId(mark.delivery)) else {
-                    refused.push((before + at, self.why_unknown(queue, *mark)));
+                    refused.push((before + at, self.why_unknown(&run.queue, mark, seal)));
                     at += 1;
                     continue;
                 };
                 // Those of one parcel mostly come together.
                 let acked = self.change(first, |parcel, pops| {
-                    let is_of_parcel = |mark: &&Mark| DeliveryId(mark.delivery).index_in(first, parcel).is_some();
-                    let count = marks[at..].iter().take_while(is_of_parcel).count();
-                    for (place, mark) in (before + at..).zip(&marks[at..at + count]) {
-                        match pops.ack_one(queue, *mark, first, parcel, now) {
+                    let is_its_queue = run.queue == parcel.queue;
+                    let mut count = 0;
+                    while let Some((mark, seal)) = run.mark(at + count)
+                        && DeliveryId(mark.delivery).index_in(first, parcel).is_some()
+                    {
+                        let genuine = pops.check(is_its_queue, (mark, seal), first, parcel);
+                        match genuine.and_then(|index| ack_one(parcel, index, now)) {
                             Ok(None) => {}
                             Ok(Some(index)) => Landed::add(&mut landed, parcel, index),
-                            Err(error) => refused.push((place, error)),
+                            Err(error) => refused.push((before + at + count, error)),
                         }
+                        count += 1;
                     }
                     count
                 });
                 at += acked.unwrap_or(1).max(1);
             }
-            before += marks.len();
+            before += run.len();
         }
         self.forget();
         (landed, refused)
-    }
-
-    /// Ends one of a parcel's deliveries as done; its place, unless it was so before.
-    fn ack_one(
-        &self,
-        queue: &QueueKey,
-        mark: Mark,
-        first: DeliveryId,
-        parcel: &mut Parcel,
-        now: Timestamp,
-    ) -> Result<Option<usize>, PopRefused> {
-        let index = self.check(queue, mark, first, parcel)?;
-        let fit = parcel.fit(index, PopAnswer::Ack, now)?;
-        if fit != Fit::New {
-            return Ok(None);
-        }
-        parcel.set(index, State::Ended(Ending::Answered(PopAnswer::Ack)));
-        Ok(Some(index))
     }
 
     /// Takes an answer that counts once it is stored.
@@ -261,15 +249,14 @@ impl Pops {
             }
         });
         let first = self.fly(renewed.unwrap_or(Err(PopRefused::Forgotten))?);
-        let mark = self.parcels.get(&first).map(|parcel| self.mark(first, parcel, 0));
         self.forget();
-        Ok(PopReceipt::new(receipt.queue.clone(), mark.ok_or(PopRefused::Forgotten)?))
+        let mark = Mark { delivery: first.0, ..receipt.mark };
+        Ok(self.sealer.receipt(receipt.queue.clone(), mark))
     }
 
     /// Takes a delivery back that reached nobody; `None` when it has ended or is ending.
-    pub(crate) fn take_back(&mut self, receipt: &PopReceipt) -> Option<Flight> {
-        let (id, ..) = self.find(receipt).ok()?;
-        self.end(id, |state| (state == State::Out).then_some(Ending::Withdrawn))
+    pub(crate) fn take_back(&mut self, mark: Mark) -> Option<Flight> {
+        self.end(DeliveryId(mark.delivery), |state| (state == State::Out).then_some(Ending::Withdrawn))
     }
 
     /// Ends a delivery, also one that is being settled, whose message is not its group's any more.
@@ -343,11 +330,6 @@ impl Pops {
         self.longest = self.longest.max(parcel.len());
         self.enter(first, parcel);
         first
-    }
-
-    fn mark(&self, first: DeliveryId, parcel: &Parcel, index: usize) -> Mark {
-        let (offset, delivery) = (parcel.offset(index), first.plus(index));
-        Mark { offset, delivery: delivery.0, seal: self.secret.hash_one((parcel.queue_seal, offset, delivery)) }
     }
 
     /// Takes a parcel in hand to change it, with all that is known of it elsewhere.
@@ -452,29 +434,34 @@ impl Pops {
 
     /// Which delivery of which parcel a receipt is for.
     fn find(&self, receipt: &PopReceipt) -> Result<(DeliveryId, DeliveryId, usize), PopRefused> {
-        let PopReceipt { queue, mark } = receipt;
-        let id = DeliveryId(mark.delivery);
+        let PopReceipt { queue, mark, seal } = receipt;
+        let (id, seal) = (DeliveryId(mark.delivery), Some(*seal));
         let known = self.parcel_of(id).and_then(|first| Some((first, self.parcels.get(&first)?)));
-        let (first, parcel) = known.ok_or_else(|| self.why_unknown(queue, *mark))?;
-        Ok((id, first, self.check(queue, *mark, first, parcel)?))
+        let (first, parcel) = known.ok_or_else(|| self.why_unknown(queue, *mark, seal))?;
+        Ok((id, first, self.check(*queue == parcel.queue, (*mark, seal), first, parcel)?))
     }
 
     /// Whether a receipt is genuine; its place in the parcel.
-    fn check(&self, queue: &QueueKey, mark: Mark, first: DeliveryId, parcel: &Parcel) -> Result<usize, PopRefused> {
-        let id = DeliveryId(mark.delivery);
-        let index = id.since(first);
-        let genuine = mark.offset == parcel.offset(index)
-            && *queue == parcel.queue
-            && mark.seal == self.secret.hash_one((parcel.queue_seal, mark.offset, id));
+    fn check(
+        &self,
+        is_its_queue: bool,
+        (mark, seal): (Mark, Option<u64>),
+        first: DeliveryId,
+        parcel: &Parcel,
+    ) -> Result<usize, PopRefused> {
+        let index = DeliveryId(mark.delivery).since(first);
+        let genuine = is_its_queue
+            && mark.offset == parcel.offset(index)
+            && seal.is_none_or(|seal| seal == self.sealer.seal_in(parcel.queue_seal, mark));
         if genuine { Ok(index) } else { Err(PopRefused::Forged) }
     }
 
-    fn why_unknown(&self, queue: &QueueKey, mark: Mark) -> PopRefused {
+    fn why_unknown(&self, queue: &QueueKey, mark: Mark, seal: Option<u64>) -> PopRefused {
         let id = DeliveryId(mark.delivery);
-        let queue_seal = || self.secret.hash_one(queue);
+        let is_forged = |seal| self.sealer.seal_in(self.sealer.queue_seal(queue), mark) != seal;
         if id < self.first {
             PopRefused::Earlier
-        } else if id >= self.next || self.secret.hash_one((queue_seal(), mark.offset, id)) != mark.seal {
+        } else if id >= self.next || seal.is_some_and(is_forged) {
             PopRefused::Forged
         } else if id < self.interrupted {
             PopRefused::Interrupted
@@ -482,6 +469,15 @@ impl Pops {
             PopRefused::Forgotten
         }
     }
+}
+
+/// Ends one of a parcel's deliveries as done; its place, unless it was so before.
+fn ack_one(parcel: &mut Parcel, index: usize, now: Timestamp) -> Result<Option<usize>, PopRefused> {
+    if parcel.fit(index, PopAnswer::Ack, now)? != Fit::New {
+        return Ok(None);
+    }
+    parcel.set(index, State::Ended(Ending::Answered(PopAnswer::Ack)));
+    Ok(Some(index))
 }
 
 #[cfg(test)]

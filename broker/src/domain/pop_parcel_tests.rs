@@ -11,8 +11,7 @@ fn neighbours_are_done_together() {
     assert_eq!((offsets(&pops, 0), offsets(&pops, 1)), ((0..7).collect(), vec![4, 5]));
     let mut receipts: Vec<PopReceipt> = first[1..].iter().chain(&second[..2]).chain(&other).cloned().collect();
     receipts.push(first[2].clone());
-    let mark = Mark { seal: 0, ..second[2].mark };
-    receipts.push(PopReceipt { mark, ..second[2].clone() });
+    receipts.push(PopReceipt { seal: 0, ..second[2].clone() });
     let (landed, refused) = pops.ack_all(&ReceiptRun::collect(receipts.iter()), at(1));
     let runs: Vec<_> = landed.iter().map(|run| (run.queue.queue.get(), run.offsets.clone(), run.messages)).collect();
     let span = |start, end| QueueOffset::new(start)..QueueOffset::new(end);

@@ -1,6 +1,8 @@
 //! What a popped message is settled by: a value that can be printed, carried anywhere and read back.
 
+use std::collections::hash_map::RandomState;
 use std::fmt;
+use std::hash::BuildHasher;
 use std::str::FromStr;
 
 use cuemq_storage_api::limits::MAX_POSITION;
@@ -17,40 +19,92 @@ const SEPARATOR: char = ':';
 pub struct PopReceipt {
     pub(super) queue: QueueKey,
     pub(super) mark: Mark,
-}
-
-/// A receipt without its queue: those of one queue travel together.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct Mark {
-    pub(super) offset: QueueOffset,
-    /// Which delivery of all that the group has made.
-    pub(super) delivery: u64,
     pub(super) seal: u64,
 }
 
-/// Receipts of messages of one queue.
+/// A receipt without its queue and its seal.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Mark {
+    pub(crate) offset: QueueOffset,
+    /// Which delivery of all that the group has made.
+    pub(crate) delivery: u64,
+}
+
+impl Mark {
+    /// That of the next message of a parcel, so many behind this one.
+    pub(crate) fn plus(self, messages: usize) -> Self {
+        Self { offset: self.offset.plus(messages as u64), delivery: self.delivery + messages as u64 }
+    }
+}
+
+/// What seals receipts: a secret of the group's actor and of whoever popped from it in this process.
+#[derive(Clone, Debug)]
+pub(crate) struct Sealer(RandomState);
+
+impl Sealer {
+    /// A secret of its own.
+    pub(crate) fn new() -> Self {
+        Self(RandomState::new())
+    }
+
+    /// What all seals of a queue begin with.
+    pub(super) fn queue_seal(&self, queue: &QueueKey) -> u64 {
+        self.0.hash_one(queue)
+    }
+
+    pub(super) fn seal_in(&self, queue_seal: u64, mark: Mark) -> u64 {
+        self.0.hash_one((queue_seal, mark))
+    }
+
+    /// The receipt of a message.
+    pub(crate) fn receipt(&self, queue: QueueKey, mark: Mark) -> PopReceipt {
+        let seal = self.seal_in(self.queue_seal(&queue), mark);
+        PopReceipt { queue, mark, seal }
+    }
+}
+
+/// Receipts of messages of one queue that are settled together. Never empty.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ReceiptRun {
     pub(super) queue: QueueKey,
-    pub(super) marks: Vec<Mark>,
+    marks: Marks,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Marks {
+    /// They may come from anywhere: each has its seal.
+    Sealed(Vec<(Mark, u64)>),
+    /// They never left the hands of whoever popped: so many, from this one on. Nobody can make such up, so they need no
+    /// seal.
+    Held { first: Mark, count: usize },
 }
 
 impl ReceiptRun {
     /// Receipts in their order, with those of one queue that follow each other together.
     pub(crate) fn collect<'a>(receipts: impl Iterator<Item = &'a PopReceipt>) -> Vec<Self> {
-        let mut runs: Vec<Self> = Vec::new();
-        let (least, _) = receipts.size_hint();
-        for PopReceipt { queue, mark } in receipts {
-            match runs.last_mut() {
-                Some(run) if run.queue == *queue => run.marks.push(*mark),
-                _ => {
-                    let mut marks = Vec::with_capacity(if runs.is_empty() { least.max(1) } else { 1 });
-                    marks.push(*mark);
-                    runs.push(Self { queue: queue.clone(), marks });
-                }
-            }
-        }
+        let mut runs = Vec::new();
+        receipts.for_each(|receipt| Self::add(&mut runs, receipt));
         runs
+    }
+
+    /// Adds a receipt that has to prove itself.
+    pub(crate) fn add(runs: &mut Vec<Self>, PopReceipt { queue, mark, seal }: &PopReceipt) {
+        match runs.last_mut() {
+            Some(Self { queue: of, marks: Marks::Sealed(marks) }) if of == queue => marks.push((*mark, *seal)),
+            _ => runs.push(Self { queue: queue.clone(), marks: Marks::Sealed(vec![(*mark, *seal)]) }),
+        }
+    }
+
+    /// Adds a message that its group gave out to whoever settles it now.
+    pub(crate) fn add_held(runs: &mut Vec<Self>, queue: &QueueKey, mark: Mark) {
+        match runs.last_mut() {
+            Some(Self { queue: of, marks: Marks::Held { first, count } })
+                if first.plus(*count) == mark && of == queue =>
+            {
+                *count += 1;
+            }
+            _ => runs.push(Self { queue: queue.clone(), marks: Marks::Held { first: mark, count: 1 } }),
+        }
     }
 
     /// The queue.
@@ -60,18 +114,35 @@ impl ReceiptRun {
 
     /// How many they are.
     pub(crate) fn len(&self) -> usize {
-        self.marks.len()
+        match &self.marks {
+            Marks::Sealed(marks) => marks.len(),
+            Marks::Held { count, .. } => *count,
+        }
+    }
+
+    /// One of them, and its seal if it needs one.
+    pub(super) fn mark(&self, index: usize) -> Option<(Mark, Option<u64>)> {
+        match &self.marks {
+            Marks::Sealed(marks) => marks.get(index).map(|(mark, seal)| (*mark, Some(*seal))),
+            Marks::Held { first, count } => (index < *count).then(|| (first.plus(index), None)),
+        }
     }
 
     /// One of them by itself.
-    pub(crate) fn receipt(&self, index: usize) -> Option<PopReceipt> {
-        Some(PopReceipt::new(self.queue.clone(), *self.marks.get(index)?))
+    pub(crate) fn receipt(&self, index: usize, sealer: &Sealer) -> Option<PopReceipt> {
+        let queue = self.queue.clone();
+        Some(match self.mark(index)? {
+            (mark, Some(seal)) => PopReceipt { queue, mark, seal },
+            (mark, None) => sealer.receipt(queue, mark),
+        })
     }
 }
 
 impl PopReceipt {
-    pub(crate) fn new(queue: QueueKey, mark: Mark) -> Self {
-        Self { queue, mark }
+
+    /// Which delivery of all that the group has made.
+    pub(crate) fn delivery(&self) -> u64 {
+        self.mark.delivery
     }
 
     /// The queue that the message lies in; for a redelivery that of the group's retry topic.
@@ -89,7 +160,7 @@ impl PopReceipt {
 
 impl fmt::Display for PopReceipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { queue: QueueKey { topic, queue }, mark: Mark { offset, delivery, seal } } = self;
+        let Self { queue: QueueKey { topic, queue }, mark: Mark { offset, delivery }, seal } = self;
         write!(f, "{topic}:{queue}:{offset}:{delivery:x}:{seal:016x}")
     }
 }
@@ -97,7 +168,7 @@ impl fmt::Display for PopReceipt {
 impl fmt::Debug for PopReceipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Without the seal: a log is no place for a secret.
-        let Self { queue, mark: Mark { offset, delivery, .. } } = self;
+        let Self { queue, mark: Mark { offset, delivery }, .. } = self;
         write!(f, "PopReceipt({queue}:{offset}:{delivery:x})")
     }
 }
@@ -125,7 +196,8 @@ fn read(topic: &str, queue: &str, offset: &str, delivery: &str, seal: &str) -> O
     let offset = offset.parse().ok().filter(|offset| *offset < MAX_POSITION)?;
     let hex = |text: &str| u64::from_str_radix(text, 16).ok();
     let (delivery, seal) = (hex(delivery)?, hex(seal)?);
-    Some(PopReceipt::new(QueueKey::new(topic, queue), Mark { offset: QueueOffset::new(offset), delivery, seal }))
+    let (queue, mark) = (QueueKey::new(topic, queue), Mark { offset: QueueOffset::new(offset), delivery });
+    Some(PopReceipt { queue, mark, seal })
 }
 
 #[cfg(test)]
@@ -137,7 +209,7 @@ mod tests {
     fn receipt() -> PopReceipt {
         let topic = TopicName::from_stored("%RETRY%group").unwrap();
         let queue = QueueKey::new(topic, QueueId::new(3).unwrap());
-        PopReceipt::new(queue, Mark { offset: QueueOffset::new(42), delivery: 0xabc, seal: 0x1f })
+        PopReceipt { queue, mark: Mark { offset: QueueOffset::new(42), delivery: 0xabc }, seal: 0x1f }
     }
 
     #[test]
@@ -172,7 +244,7 @@ mod tests {
         #[test]
         fn every_receipt_comes_back(queue in 0u32..1024, offset in 0u64..MAX_POSITION, delivery: u64, seal: u64) {
             let queue = QueueKey::new(TopicName::new("t").unwrap(), QueueId::new(queue).unwrap());
-            let receipt = PopReceipt::new(queue, Mark { offset: QueueOffset::new(offset), delivery, seal });
+            let receipt = PopReceipt { queue, mark: Mark { offset: QueueOffset::new(offset), delivery }, seal };
             prop_assert_eq!(receipt.to_string().parse::<PopReceipt>().unwrap(), receipt);
         }
     }

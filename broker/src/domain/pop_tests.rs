@@ -39,8 +39,8 @@ pub(super) fn run(
     until: i64,
 ) -> Result<Vec<PopReceipt>, TooManyInFlight> {
     let (place, messages) = ((&queue(of), QueueOffset::new(offset)), std::iter::repeat_n((10, 0), count));
-    let marks = pops.give(place, (PoolId(1), Lease(1)), at(until), messages)?;
-    Ok(marks.into_iter().map(|mark| PopReceipt::new(queue(of), mark)).collect())
+    let mark = pops.give(place, (PoolId(1), Lease(1)), at(until), messages)?;
+    Ok((0..count).map(|index| pops.sealer.receipt(queue(of), mark.plus(index))).collect())
 }
 
 fn given(pops: &mut Pops, offset: u64, until: i64) -> PopReceipt {
@@ -92,7 +92,7 @@ fn in_state(state: Stage) -> (Pops, PopReceipt) {
             }
         }
         Stage::Renewed => drop(pops.renew(&receipt, at(20), at(1)).unwrap()),
-        Stage::TakenBack => assert_eq!(pops.take_back(&receipt), Some(flight(7))),
+        Stage::TakenBack => assert_eq!(pops.take_back(receipt.mark), Some(flight(7))),
         Stage::Interrupted => assert_eq!(pops.interrupt(None), [flight(7)]),
     }
     (pops, receipt)
@@ -195,7 +195,7 @@ fn nobody_makes_a_receipt_up() {
         receipt
     };
     for (forged, expected) in [
-        (forge(&|r| r.mark.seal ^= 1), PopRefused::Forged),
+        (forge(&|r| r.seal ^= 1), PopRefused::Forged),
         (forge(&|r| r.mark.offset = QueueOffset::new(8)), PopRefused::Forged),
         (forge(&|r| r.queue = queue(1)), PopRefused::Forged),
         (forge(&|r| r.mark.delivery = other.mark.delivery), PopRefused::Forged),
@@ -433,7 +433,7 @@ proptest! {
                 }
                 Step::TakeBack(back) => {
                     let Some(n) = pick(back) else { continue };
-                    let taken = pops.take_back(&model.known[n].receipt);
+                    let taken = pops.take_back(model.known[n].receipt.mark);
                     prop_assert_eq!(taken.is_some(), model.known[n].state == Life::Out);
                     if taken.is_some() {
                         model.end(n, Life::Withdrawn);

@@ -55,7 +55,7 @@ pub(crate) fn numbers(popped: &[Popped]) -> BTreeSet<u64> {
 }
 
 pub(crate) fn receipts(popped: &[Popped]) -> Vec<PopReceipt> {
-    popped.iter().map(|popped| popped.receipt().clone()).collect()
+    popped.iter().map(|popped| popped.receipt()).collect()
 }
 
 /// Acknowledges all of them.

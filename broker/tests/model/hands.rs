@@ -133,7 +133,7 @@ impl Play {
                 // One that is dropped comes again when its invisible time is over.
                 let Some(result) = settle_by(&popped, how).await else { return };
                 if result.is_ok() {
-                    self.spend(popped.receipt().clone(), how);
+                    self.spend(popped.receipt(), how);
                 }
                 result
             }
@@ -217,7 +217,7 @@ impl Play {
         let count = self.held.iter_mut().filter(|held| popped(held)).count();
         let Some(held) = self.held.iter_mut().filter(popped).nth(which % count.max(1)) else { return };
         let Taken::Popped(popped) = &mut held.taken else { return };
-        let (entry, by, receipt) = (held.entry, held.delivery, popped.receipt().clone());
+        let (entry, by, receipt) = (held.entry, held.delivery, popped.receipt());
         if matches!(self.reference.entries[&entry].status, Status::Out { epoch, .. } if epoch < self.reference.epoch) {
             // Whether it fails or the pool has lost it by the end of that time nobody can say.
             return;

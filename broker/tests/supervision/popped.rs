@@ -68,7 +68,7 @@ async fn leave_unread(walk: &Walk, consumer: &PopConsumer) {
 }
 
 async fn acknowledge(walk: &Walk, consumer: &PopConsumer, popped: &[Popped]) {
-    let receipts: Vec<_> = popped.iter().map(|popped| popped.receipt().clone()).collect();
+    let receipts: Vec<_> = popped.iter().map(|popped| popped.receipt()).collect();
     let results = soon("an answer", consumer.ack_all(&receipts)).await;
     // One lost answer may be that of many.
     let lost = results.iter().position(|result| kind(result) == Some(ErrorKind::Unknown));

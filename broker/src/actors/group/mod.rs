@@ -41,7 +41,7 @@ pub(crate) use letters::{Handled, LetterOperation, LetterRequest, LetterToHandle
 pub(crate) use messages::{Answer, GroupRequest, Start};
 pub use messages::{GroupDescription, MemberDescription, QueueLag};
 pub(crate) use operation::{MoveOffsets, Operation};
-pub(crate) use pop::{PopRequest, PoppedRecord, PoppedRun, Ticket, Wish};
+pub(crate) use pop::{PopRequest, PoppedRun, Ticket, Wish};
 pub(crate) use room::{RoomRequest, sizes_of};
 pub(crate) use withdrawal::Withdrawal;
 

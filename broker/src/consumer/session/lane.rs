@@ -76,7 +76,7 @@ impl Lane {
     }
 
     /// Takes up what was read, in the order of the queue.
-    pub(super) fn extend(&mut self, records: impl IntoIterator<Item = StoredRecord>) {
+    pub(super) fn extend(&mut self, records: Vec<StoredRecord>) {
         self.ready.extend(records);
     }
 

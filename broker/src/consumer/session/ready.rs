@@ -25,8 +25,10 @@ impl Ready {
     }
 
     /// Takes up what was read, in the order of the queue.
-    pub(super) fn extend(&mut self, records: impl IntoIterator<Item = StoredRecord>) {
+    pub(super) fn extend(&mut self, records: Vec<StoredRecord>) {
         match self {
+            // Taken over as it is: nothing is moved.
+            Self::InOrder(ready) if ready.is_empty() => *ready = records.into(),
             Self::InOrder(ready) => ready.extend(records),
             Self::ByKey(ready) => records.into_iter().for_each(|stored| push(ready, stored)),
         }
@@ -49,6 +51,7 @@ impl Ready {
             Self::InOrder(ready) => match room.for_next(ready) {
                 0 => None,
                 1 => ready.pop_front().map(Records::One),
+                count if count == ready.len() => Some(Records::Many(std::mem::take(ready).into())),
                 count => Some(Records::Many(ready.drain(..count).collect())),
             },
             Self::ByKey(ready) => take_by_key(ready, room),

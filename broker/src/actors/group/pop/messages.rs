@@ -13,7 +13,7 @@ use crate::actors::mailbox::Inbox;
 use crate::domain::failure::FailureCause;
 use crate::domain::filter::TagFilter;
 use crate::domain::flight::PoolId;
-use crate::domain::pop_receipt::{Mark, PopReceipt, ReceiptRun};
+use crate::domain::pop_receipt::{Mark, PopReceipt, ReceiptRun, Sealer};
 use crate::error::Error;
 
 /// What a pool of pop consumers subscribes to, in order.
@@ -69,37 +69,16 @@ pub(crate) struct Wish {
     pub(crate) reply: Answer<Basket>,
 }
 
-/// Messages of one queue on their way to whoever popped them.
+/// Messages of one queue that follow each other, on their way to whoever popped them.
 #[derive(Debug)]
 pub(crate) struct PoppedRun {
     pub(crate) queue: QueueKey,
     pub(crate) records: Vec<StoredRecord>,
-    /// One for each record.
-    pub(crate) marks: Vec<Mark>,
+    /// That of the first; those of the others follow.
+    pub(crate) mark: Mark,
     /// Redeliveries that storage does not know of.
     pub(crate) redeliveries: u32,
     pub(crate) until: Timestamp,
-}
-
-/// One of them.
-#[derive(Debug)]
-pub(crate) struct PoppedRecord {
-    pub(crate) queue: QueueKey,
-    pub(crate) stored: StoredRecord,
-    pub(crate) redeliveries: u32,
-    pub(crate) receipt: PopReceipt,
-    pub(crate) until: Timestamp,
-}
-
-impl PoppedRun {
-    /// Receipts are made by whoever popped, not by the actor that all share.
-    pub(crate) fn into_records(self) -> impl Iterator<Item = PoppedRecord> {
-        let Self { queue, records, marks, redeliveries, until } = self;
-        records.into_iter().zip(marks).map(move |(stored, mark)| {
-            let receipt = PopReceipt::new(queue.clone(), mark);
-            PoppedRecord { queue: queue.clone(), stored, redeliveries, receipt, until }
-        })
-    }
 }
 
 /// The way back to the actor.
@@ -126,12 +105,15 @@ impl fmt::Debug for Way {
 #[derive(Debug)]
 pub(crate) struct Basket {
     pub(super) runs: Vec<PoppedRun>,
+    pub(super) sealer: Sealer,
     pub(super) way: Way,
 }
 
 impl Basket {
-    pub(crate) fn take(mut self) -> Vec<PoppedRun> {
-        std::mem::take(&mut self.runs)
+    /// The messages, and what their receipts are made with: by whoever popped, if anybody wants one, and not by the actor
+    /// that all share.
+    pub(crate) fn take(mut self) -> (Vec<PoppedRun>, Sealer) {
+        (std::mem::take(&mut self.runs), self.sealer.clone())
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use cuemq_storage_api::{QueueKey, QueueOffset, StoredRecord, Timestamp, TopicName};
 
-pub(crate) use messages::{Basket, Filters, PopRequest, PoppedRecord, PoppedRun, Ticket, Way, Wish};
+pub(crate) use messages::{Basket, Filters, PopRequest, PoppedRun, Ticket, Way, Wish};
 
 use super::offsets::OffsetOwner;
 use super::{Answer, GroupActor, Start};
@@ -134,7 +134,7 @@ impl GroupActor {
             PopRequest::Leave { pool } => self.leave_pool(pool, ctx),
             PopRequest::Take { pool, wish } => self.take(pool, wish, ctx),
             PopRequest::TakeBack { runs } => {
-                runs.into_iter().flat_map(PoppedRun::into_records).for_each(|record| self.take_back(record));
+                runs.into_iter().for_each(|run| self.take_back(run));
             }
             PopRequest::Ack { receipts, refused, reply } => self.ack_popped(&receipts, refused, reply, ctx),
             PopRequest::Fail { receipt, cause, reply } => self.fail_popped(&receipt, cause, reply, ctx),
@@ -227,9 +227,8 @@ impl GroupActor {
                 let _ = wish.reply.send(Err(Error::new(ErrorKind::Full, text)));
             }
             given => {
-                let way = Way { inbox: Arc::clone(&self.inbox), actor: ctx.address() };
                 // A basket that nobody takes goes back by itself.
-                let _ = wish.reply.send(given.map(|runs| Basket { runs, way }));
+                let _ = wish.reply.send(given.map(|runs| self.basket(runs, ctx)));
             }
         }
     }
@@ -274,10 +273,14 @@ impl GroupActor {
                 return self.listen(id, ctx);
             }
             if let Some(wish) = self.popping.parking.take_first(id) {
-                let way = Way { inbox: Arc::clone(&self.inbox), actor: ctx.address() };
-                let _ = wish.reply.send(given.map(|runs| Basket { runs, way }));
+                let _ = wish.reply.send(given.map(|runs| self.basket(runs, ctx)));
             }
         }
+    }
+
+    fn basket(&self, runs: Vec<PoppedRun>, ctx: &Context<Self>) -> Basket {
+        let way = Way { inbox: Arc::clone(&self.inbox), actor: ctx.address() };
+        Basket { runs, sealer: self.popping.flights.sealer().clone(), way }
     }
 
     /// Gives out what the pool's session has, under receipts.
@@ -326,14 +329,14 @@ impl GroupActor {
             let messages = run.iter().map(|stored| (u32::try_from(bytes_of(stored)).unwrap_or(u32::MAX), redeliveries));
             let (place, count) = ((&key, run[0].offset), run.len());
             match self.popping.flights.give(place, (pool, lease), until, messages) {
-                Ok(marks) => {
+                Ok(mark) => {
                     // Mostly all of them: then nothing is moved.
                     let records = if count == left.len() {
                         std::mem::take(&mut left).collect()
                     } else {
                         left.by_ref().take(count).collect()
                     };
-                    out.push(PoppedRun { queue: key.clone(), records, marks, redeliveries, until });
+                    out.push(PoppedRun { queue: key.clone(), records, mark, redeliveries, until });
                 }
                 // No more were asked for than there was room.
                 Err(full) => {
@@ -345,10 +348,13 @@ impl GroupActor {
         sum
     }
 
-    /// Takes a message back that reached nobody, so that the next one gets it.
-    fn take_back(&mut self, record: PoppedRecord) {
-        let Some(flight) = self.popping.flights.take_back(&record.receipt) else { return };
-        self.comes_back(&flight, record.stored);
+    /// Takes messages back that reached nobody, so that the next one gets them.
+    fn take_back(&mut self, run: PoppedRun) {
+        for (index, stored) in run.records.into_iter().enumerate() {
+            if let Some(flight) = self.popping.flights.take_back(run.mark.plus(index)) {
+                self.comes_back(&flight, stored);
+            }
+        }
     }
 
     /// A message that was in flight is to be had again in its queue.

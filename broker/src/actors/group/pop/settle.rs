@@ -32,8 +32,10 @@ impl GroupActor {
         let (mut refusals, mut queues, mut before) = (Vec::new(), BTreeSet::new(), 0);
         for run in receipts {
             let of_run = refused_receipts.iter().filter(|(place, _)| (before..before + run.len()).contains(place));
-            let refused = of_run
-                .filter_map(|(place, refused)| Some((*place, self.refusal(&run.receipt(place - before)?, *refused))));
+            let sealer = self.popping.flights.sealer();
+            let refused = of_run.filter_map(|(place, refused)| {
+                Some((*place, self.refusal(&run.receipt(place - before, sealer)?, *refused)))
+            });
             let known = refusals.len();
             refusals.extend(refused);
             if refusals.len() - known < run.len() {
