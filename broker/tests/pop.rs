@@ -223,7 +223,7 @@ async fn a_receipt_that_is_not_good_says_why(store: Store) {
     let broker = store.open_at(&clock).await;
     send(&broker, 0..6).await;
     let consumer = consumer(&broker).await;
-    let popped = pop(&consumer, 6).await;
+    let mut popped = pop(&consumer, 6).await;
     popped[0].ack().await.unwrap();
     popped[1].nack(Some(HOUR)).await.unwrap();
     popped[2].reject("never").await.unwrap();
@@ -255,6 +255,13 @@ async fn a_receipt_that_is_not_good_says_why(store: Store) {
         assert_eq!(refused.kind(), ErrorKind::Invalid, "{why}");
         assert!(refused.to_string().contains("never given out"), "{why}: {refused}");
     }
+    let (strange, left) = (pop(&other, 6).await, numbers(&popped[4..]));
+    for refused in other.ack_messages(&popped[3..5]).await {
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Invalid, "what another group gave out");
+    }
+    let one_of_each: Vec<_> = strange.into_iter().skip(5).chain(popped.drain(5..)).collect();
+    let results = other.ack_messages(&one_of_each).await;
+    assert!(results[0].is_ok() && results[1].is_err(), "{results:?}");
     assert_eq!("no receipt".parse::<PopReceipt>().unwrap_err().kind(), ErrorKind::Invalid);
     // Of many each has its own answer, and the good ones count.
     let results = consumer.ack_all(&[forged, popped[3].receipt(), popped[1].receipt()]).await;
@@ -270,7 +277,7 @@ async fn a_receipt_that_is_not_good_says_why(store: Store) {
         assert!(refused.to_string().contains("expired at"), "{refused}");
     }
     popped[3].ack().await.unwrap();
-    assert_eq!(numbers(&pop(&consumer, 2).await), numbers(&popped[4..]), "only what nobody settled comes again");
+    assert_eq!(numbers(&pop(&consumer, 2).await), left, "only what nobody settled comes again");
     broker.shutdown().await.unwrap();
 }
 

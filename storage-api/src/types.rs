@@ -239,6 +239,7 @@ impl QueueOffset {
 
     /// The offset `count` messages further on.
     #[must_use]
+    #[inline]
     pub const fn plus(self, count: u64) -> Self {
         Self::new(self.0 + count)
     }

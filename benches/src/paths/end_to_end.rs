@@ -20,7 +20,7 @@ pub(crate) const GROUP: &str = "bench";
 /// Messages that the member takes at once.
 const TAKE_MESSAGES: usize = 256;
 /// Pops that are under way at the same time.
-const POPS_IN_FLIGHT: usize = 4;
+const POPS_IN_FLIGHT: usize = 16;
 /// How long a pop waits for the next message before it is asked for again.
 const POP_WAIT: Duration = Duration::from_secs(5);
 

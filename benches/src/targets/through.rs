@@ -69,7 +69,9 @@ impl Way {
         };
         let popping = Subject {
             name: format!("produce, pop, ack, {name}"),
-            note: format!("one queue, one sender{in_flight}, one pop consumer; pops of 256, acknowledged as one"),
+            note: format!(
+                "one queue, one sender{in_flight}, one pop consumer; pops of 256, sixteen under way, each acknowledged as one"
+            ),
             ..transferring.clone()
         };
         [

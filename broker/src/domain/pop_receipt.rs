@@ -139,7 +139,6 @@ impl ReceiptRun {
 }
 
 impl PopReceipt {
-
     /// Which delivery of all that the group has made.
     pub(crate) fn delivery(&self) -> u64 {
         self.mark.delivery
