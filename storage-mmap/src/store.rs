@@ -112,8 +112,7 @@ impl Store {
         batch.resolve_places(|queue| Ok(writer.end_of(queue)))?;
         let bytes = frame_bytes(&batch);
         if writer.buffered + batch.len() > MAX_BUFFERED_ENTRIES {
-            // The thread that does this earlier is behind, or there is none.
-            self.spill("apply", 1)?;
+            self.make_entries_room(batch.len())?;
         }
         let durable = self.durable.load(Ordering::Acquire);
         writer.log.make_room(bytes, batch.expects_sync(), durable, &self.health)?;

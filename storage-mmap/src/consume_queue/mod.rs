@@ -41,6 +41,14 @@ struct Unsynced {
     directories: BTreeSet<String>,
 }
 
+/// Who opens a file. A writer goes through all queues in turn and comes to none of them soon again, so it does not push
+/// out what readers have open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Reader,
+    Writer,
+}
+
 /// Whether a queue's files hold what they should.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Found {
@@ -87,7 +95,7 @@ impl QueueFiles {
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn LayerFile>> {
+    fn open(&self, path: &str, mode: OpenMode, by: By) -> io::Result<Arc<dyn LayerFile>> {
         let mut open = self.open_files();
         open.uses += 1;
         let now = open.uses;
@@ -96,7 +104,11 @@ impl QueueFiles {
             return Ok(Arc::clone(file));
         }
         let file = self.files.open(path, mode)?;
-        if open.files.len() >= MAX_OPEN_FILES
+        let is_full = open.files.len() >= MAX_OPEN_FILES;
+        if is_full && by == By::Writer {
+            return Ok(file);
+        }
+        if is_full
             && let Some(oldest) = open.files.iter().min_by_key(|(_, (_, used))| *used).map(|(path, _)| path.clone())
         {
             open.files.remove(&oldest);
@@ -108,7 +120,7 @@ impl QueueFiles {
     /// Reads up to `count` entries from an offset on, none beyond the end of the file that holds the first. Every
     /// entry asked for must have been written.
     pub(crate) fn read(&self, key: &QueueKey, offset: u64, count: usize) -> io::Result<Vec<Entry>> {
-        let file = self.open(&self.path(key, offset), OpenMode::Existing)?;
+        let file = self.open(&self.path(key, offset), OpenMode::Existing, By::Reader)?;
         let in_file = self.file_start(offset) + self.entries_per_file - offset;
         let count = count.min(usize::try_from(in_file).unwrap_or(usize::MAX));
         let mut bytes = vec![0; count * ENTRY_BYTES];
@@ -125,21 +137,21 @@ impl QueueFiles {
             let count = rest.len().min(usize::try_from(in_file).unwrap_or(usize::MAX));
             let (here, later) = rest.split_at(count);
             let bytes: Vec<u8> = here.iter().flat_map(Entry::encode).collect();
-            self.file_for_writing(key, offset)?.write_at(self.place(offset), &[&bytes])?;
-            self.unsynced().files.insert(self.path(key, offset));
+            let path = self.path(key, offset);
+            self.file_for_writing(key, &path)?.write_at(self.place(offset), &[&bytes])?;
+            self.unsynced().files.insert(path);
             offset += count as u64;
             rest = later;
         }
         Ok(())
     }
 
-    fn file_for_writing(&self, key: &QueueKey, offset: u64) -> io::Result<Arc<dyn LayerFile>> {
-        let path = self.path(key, offset);
-        match self.open(&path, OpenMode::Existing) {
+    fn file_for_writing(&self, key: &QueueKey, path: &str) -> io::Result<Arc<dyn LayerFile>> {
+        match self.open(path, OpenMode::Existing, By::Writer) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let directory = Self::directory(key);
                 self.files.create_directory(&directory)?;
-                let file = self.open(&path, OpenMode::Create)?;
+                let file = self.open(path, OpenMode::Create, By::Writer)?;
                 let mut unsynced = self.unsynced();
                 unsynced.directories.insert(directory);
                 unsynced.directories.insert(format!("{DIRECTORY}/{}", key.topic));
@@ -221,7 +233,7 @@ impl QueueFiles {
                 self.open_files().files.remove(&path);
             } else if start < base {
                 let zeros = vec![0; usize::try_from(self.place(base)).unwrap_or(0)];
-                self.open(&path, OpenMode::Existing)?.write_at(0, &[&zeros])?;
+                self.open(&path, OpenMode::Existing, By::Writer)?.write_at(0, &[&zeros])?;
                 self.unsynced().files.insert(path);
             }
         }

@@ -1,7 +1,6 @@
 //! The file layer over the operating system.
 //!
-//! Every name is looked up from a handle of the store's directory, one part at a time, and no part may be a symbolic
-//! link: whoever can plant a link in the directory can still not make the store write elsewhere. Directories are made
+//! Every name is looked up from a handle of the store's directory, and no part of it may be a symbolic link: whoever can plant a link in the directory can still not make the store write elsewhere. Directories are made
 //! with mode 0700 and files with 0600, because a store holds what its users sent.
 
 use std::collections::BTreeSet;
@@ -11,6 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+#[cfg(target_os = "linux")]
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
@@ -36,6 +37,9 @@ pub struct RealFiles {
     root: OwnedFd,
     directory: PathBuf,
     maps_for_writing: bool,
+    /// Whether names are looked up part by part: the kernel does not do it in one call.
+    #[cfg(target_os = "linux")]
+    walks: AtomicBool,
 }
 
 impl RealFiles {
@@ -53,15 +57,46 @@ impl RealFiles {
         let root = rustix::fs::open(&directory, directory_flags() - OFlags::NOFOLLOW, Mode::empty())?;
         let kind = u32::try_from(rustix::fs::fstatfs(&root)?.f_type).unwrap_or(0);
         let maps_for_writing = MAPPED_FOR_WRITING.contains(&kind);
-        Ok(Self { root, directory, maps_for_writing })
+        Ok(Self {
+            root,
+            directory,
+            maps_for_writing,
+            #[cfg(target_os = "linux")]
+            walks: AtomicBool::new(false),
+        })
     }
 
     fn directory(&self, path: &str) -> io::Result<OwnedFd> {
+        if path.is_empty() {
+            Ok(self.root.try_clone()?)
+        } else {
+            self.open_below(path, directory_flags(), Mode::empty())
+        }
+    }
+
+    /// Opens what lies at a path.
+    fn open_below(&self, path: &str, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+        parts(path).try_for_each(|part| part.map(|_| ()))?;
+        #[cfg(target_os = "linux")]
+        if !self.walks.load(Ordering::Relaxed) {
+            let resolve = rustix::fs::ResolveFlags::NO_SYMLINKS;
+            match retry_on_intr(|| rustix::fs::openat2(&self.root, path, flags, mode, resolve)) {
+                // Before Linux 5.6, or where a sandbox does not know the call.
+                Err(Errno::NOSYS | Errno::PERM) => self.walks.store(true, Ordering::Relaxed),
+                opened => return opened.map_err(|errno| named(errno, path)),
+            }
+        }
+        self.walk(path, flags, mode)
+    }
+
+    /// The same, part by part.
+    fn walk(&self, path: &str, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         let mut at = self.root.try_clone()?;
-        for part in parts(path) {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        for part in parts(parent) {
             at = enter(&at, part?)?;
         }
-        Ok(at)
+        retry_on_intr(|| rustix::fs::openat(&at, name, flags, mode)).map_err(|errno| named(errno, path))
     }
 
     /// The directory that holds a path's last part, and that part.
@@ -72,14 +107,15 @@ impl RealFiles {
     }
 
     fn open_file(&self, path: &str, mode: OpenMode) -> io::Result<File> {
-        let (parent, name) = self.parent(path)?;
-        let mut flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        if mode == OpenMode::Create {
-            flags |= OFlags::CREATE;
+        if path.is_empty() {
+            checked_part(path)?;
         }
-        let file = retry_on_intr(|| rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(FILE_MODE)))
-            .map_err(|errno| named(errno, path))?;
-        Ok(File::from(file))
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = match mode {
+            OpenMode::Existing => self.open_below(path, flags, Mode::empty()),
+            OpenMode::Create => self.open_below(path, flags | OFlags::CREATE, Mode::from_raw_mode(FILE_MODE)),
+        };
+        Ok(File::from(file?))
     }
 }
 
@@ -106,7 +142,8 @@ fn checked_part(part: &str) -> io::Result<&str> {
 fn named(errno: Errno, path: &str) -> io::Error {
     let error = io::Error::from(errno);
     if errno == Errno::LOOP {
-        return io::Error::new(error.kind(), format!("{path} is a symbolic link, which a store never follows"));
+        let text = format!("{path} is a symbolic link or leads through one, which a store never follows");
+        return io::Error::new(error.kind(), text);
     }
     io::Error::new(error.kind(), format!("{path}: {error}"))
 }
@@ -117,6 +154,14 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 
 impl FileLayer for RealFiles {
     fn create_directory(&self, path: &str) -> io::Result<()> {
+        // Mostly all but the last part are there.
+        let made = self.parent(path).and_then(|(parent, name)| {
+            let made = rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(DIRECTORY_MODE));
+            made.map_err(|errno| named(errno, path))
+        });
+        if made.is_ok() {
+            return made;
+        }
         let mut at = self.root.try_clone()?;
         for part in parts(path) {
             let part = part?;
@@ -363,12 +408,37 @@ mod tests {
     #[test]
     fn links_and_foreign_names_are_refused() {
         let (home, files) = store();
+        refuses_links_and_foreign_names(&home, &files);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn links_and_foreign_names_are_refused_part_by_part() {
+        let (home, files) = store();
+        files.walks.store(true, Ordering::Relaxed);
+        refuses_links_and_foreign_names(&home, &files);
+        files.create_directory("log/deep").unwrap();
+        files.open("log/deep/file", OpenMode::Create).unwrap().write_at(0, &[b"x"]).unwrap();
+        assert_eq!(files.open("log/deep/file", OpenMode::Existing).unwrap().len().unwrap(), 1);
+        assert_eq!(files.open("log/none/file", OpenMode::Create).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(files.list("log/deep").unwrap(), ["file"]);
+    }
+
+    fn refuses_links_and_foreign_names(home: &tempfile::TempDir, files: &RealFiles) {
         std::fs::write(home.path().join("victim"), b"x").unwrap();
         symlink(home.path().join("victim"), home.path().join("a/store/file")).unwrap();
         symlink(home.path(), home.path().join("a/store/way")).unwrap();
-        assert!(files.open("file", OpenMode::Create).is_err());
-        assert!(files.open("way/victim", OpenMode::Existing).is_err());
-        assert!(files.create_directory("way/new").is_err());
+        for way in ["file", "way/victim", "way/a/store/lock"] {
+            for mode in [OpenMode::Create, OpenMode::Existing] {
+                let refused = files.open(way, mode).unwrap_err();
+                assert!(!matches!(refused.kind(), io::ErrorKind::NotFound), "{way}: {refused}");
+            }
+        }
+        for way in ["way", "way/new", "way/a/new"] {
+            assert!(files.create_directory(way).is_err(), "{way}");
+            assert!(files.list(way).is_err(), "{way}");
+        }
+        assert!(!home.path().join("new").exists() && !home.path().join("a/new").exists());
         for bad in ["../victim", "/etc/passwd", "/file", "", "a//b", "./file", "file/"] {
             assert_eq!(files.open(bad, OpenMode::Create).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{bad:?}");
         }
