@@ -196,16 +196,22 @@ impl Catalog {
         Published { buffered: self.buffered, longest_tail }
     }
 
-    /// Copies of all tails that have at least so many entries, which is not 0.
-    pub(crate) fn tails(&self, at_least: usize) -> Vec<TailCopy> {
-        let with_tail = self.queues.iter().enumerate().filter(|(_, queue)| queue.tail.len() >= at_least);
-        let copies = with_tail.map(|(slot, queue)| TailCopy {
-            slot,
-            key: queue.key.clone(),
-            first: queue.tail_start(),
-            entries: queue.tail.clone(),
-        });
-        copies.collect()
+    /// Copies of tails that have at least so many entries, which is not 0: up to `most` of those in `slots`. And the slot
+    /// to go on with.
+    pub(crate) fn tails(&self, slots: Range<usize>, at_least: usize, most: usize) -> (Vec<TailCopy>, usize) {
+        let mut copies = Vec::new();
+        for slot in slots.clone() {
+            let queue = &self.queues[slot];
+            if queue.tail.len() < at_least {
+                continue;
+            }
+            if copies.len() == most {
+                return (copies, slot);
+            }
+            let (key, first, entries) = (queue.key.clone(), queue.tail_start(), queue.tail.clone());
+            copies.push(TailCopy { slot, key, first, entries });
+        }
+        (copies, slots.end)
     }
 
     /// Forgets entries that are in the queues' files now.

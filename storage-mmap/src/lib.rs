@@ -31,6 +31,7 @@ mod reading;
 mod replace;
 mod retention;
 mod settings;
+mod spill;
 mod store;
 mod tables;
 mod upkeep;

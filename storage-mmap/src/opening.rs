@@ -317,7 +317,7 @@ impl Replay<'_> {
             return Err(self.unreadable(header.position));
         }
         if self.catalog.buffered() > MAX_BUFFERED_ENTRIES {
-            let tails = self.catalog.tails(1);
+            let (tails, _) = self.catalog.tails(0..self.catalog.queues().len(), 1, usize::MAX);
             for tail in &tails {
                 self.queue_files
                     .write(&tail.key, tail.first, &tail.entries)

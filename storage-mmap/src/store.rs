@@ -15,11 +15,12 @@ use crate::health::Health;
 use crate::index::KeyIndex;
 use crate::opening::{self, Opened};
 use crate::settings::MmapSettings;
+use crate::spill::Spilling;
 use crate::upkeep::Upkeep;
 use crate::writer::{Writer, frame_bytes};
 
-/// Entries of consume queues that are kept in memory, over all queues, before they are written: 24 MiB.
-pub(crate) const MAX_BUFFERED_ENTRIES: usize = 1 << 20;
+/// Entries of consume queues that are kept in memory, over all queues, before they are written: 48 MiB.
+pub(crate) const MAX_BUFFERED_ENTRIES: usize = 1 << 21;
 /// Entries of one queue that are written by the engine's thread while other queues' stay in memory: 384 KiB, which are
 /// copied in tens of microseconds, for as long as nothing can be shown.
 const LONG_TAIL_ENTRIES: usize = 1 << 14;
@@ -43,8 +44,7 @@ pub(crate) struct Store {
     pub(crate) writer: Mutex<Writer>,
     /// Taken before the writer; whoever waits for it finds its batches synced by the one before.
     syncing: Mutex<()>,
-    /// One at a time moves entries from memory to the consume queues' files.
-    pub(crate) spilling: Mutex<()>,
+    pub(crate) spilling: Spilling,
     pub(crate) upkeep: Mutex<Upkeep>,
     lock: Mutex<Option<Box<dyn LockGuard>>>,
     /// What the thread that prepares room and the writer know of each other.
@@ -77,7 +77,7 @@ impl Store {
             writer: Mutex::new(Writer::new(log, &catalog)),
             catalog: RwLock::new(catalog),
             syncing: Mutex::new(()),
-            spilling: Mutex::new(()),
+            spilling: Spilling::default(),
             upkeep: Mutex::new(Upkeep::new(checkpoint_at)),
             lock: Mutex::new(Some(lock)),
         })
@@ -112,7 +112,7 @@ impl Store {
         batch.resolve_places(|queue| Ok(writer.end_of(queue)))?;
         let bytes = frame_bytes(&batch);
         if writer.buffered + batch.len() > MAX_BUFFERED_ENTRIES {
-            self.make_entries_room(batch.len())?;
+            self.make_entries_room(MAX_BUFFERED_ENTRIES.saturating_sub(batch.len()))?;
         }
         let durable = self.durable.load(Ordering::Acquire);
         writer.log.make_room(bytes, batch.expects_sync(), durable, &self.health)?;

@@ -11,7 +11,7 @@ use crate::consume_queue;
 use crate::health::{CLOSE, read_failed};
 use crate::index::INDEX_DIRECTORY;
 use crate::retention::{self, Expired};
-use crate::store::{MAX_BUFFERED_ENTRIES, Store};
+use crate::store::Store;
 use crate::watermark;
 
 /// A checkpoint is written when the log has grown by this many times its last size, if that is more than the setting
@@ -69,35 +69,6 @@ impl Store {
                 .map_err(|error| no_room(operation, watermark::PATH, error, &self.health))?;
             upkeep.watermark = durable;
         }
-        Ok(())
-    }
-
-    /// Moves the entries that are only in memory to the consume queues' files, those of queues with at least so many. A
-    /// full disk refuses and changes nothing: the entries stay in memory and are written again later.
-    pub(crate) fn spill(&self, operation: &'static str, at_least: usize) -> Result<()> {
-        let _one_at_a_time = self.spilling.lock().unwrap_or_else(PoisonError::into_inner);
-        self.spill_alone(operation, at_least)
-    }
-
-    /// Has entries in memory go to the files until there is room for so many more.
-    pub(crate) fn make_entries_room(&self, more: usize) -> Result<()> {
-        // The thread that does this earlier is behind: what it frees may be enough. Or there is none.
-        let _one_at_a_time = self.spilling.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.catalog("apply")?.buffered() + more <= MAX_BUFFERED_ENTRIES {
-            return Ok(());
-        }
-        self.spill_alone("apply", 1)
-    }
-
-    fn spill_alone(&self, operation: &'static str, at_least: usize) -> Result<()> {
-        let tails = self.catalog(operation)?.tails(at_least);
-        for tail in &tails {
-            self.queue_files.write(&tail.key, tail.first, &tail.entries).map_err(|error| {
-                let path = self.queue_files.describe(&tail.key, tail.first);
-                no_room(operation, &path, error, &self.health)
-            })?;
-        }
-        self.catalog_mut(operation)?.forget(&tails);
         Ok(())
     }
 

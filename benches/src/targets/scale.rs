@@ -33,6 +33,9 @@ pub struct Scale {
     pub queues: Vec<u32>,
     /// Messages in one pass over those queues.
     pub queue_messages: u64,
+    /// Such passes before the first that counts: as many as it takes to fill the memory that entries may take, because
+    /// what memory takes up at first is no rate that lasts.
+    pub queue_warm_passes: usize,
     /// Numbers of consumer groups.
     pub groups: Vec<usize>,
     /// Messages that lie in a queue while more are appended.
@@ -75,6 +78,7 @@ impl Scale {
             dirty_messages: 1_000_000,
             queues: vec![1, 100, 10_000],
             queue_messages: 256_000,
+            queue_warm_passes: 9,
             groups: vec![1, 100],
             backlogs: vec![10_000, 1_000_000],
             topics: 400,
@@ -98,6 +102,7 @@ impl Scale {
             dirty_messages: 2_500_000,
             queues: vec![1, 100, 10_000, 100_000],
             queue_messages: 3_200_000,
+            queue_warm_passes: 1,
             groups: vec![1, 100, 1000],
             backlogs: vec![10_000, 100_000, 1_000_000, 10_000_000],
             topics: 6_000,
@@ -123,6 +128,7 @@ impl Scale {
             dirty_messages: 500,
             queues: vec![1, 100],
             queue_messages: 6_400,
+            queue_warm_passes: 1,
             groups: vec![1, 3],
             backlogs: vec![1_000],
             topics: 50,
