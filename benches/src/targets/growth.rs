@@ -155,7 +155,8 @@ fn by_queues(context: &Context, bodies: &Bodies, count: u32) -> Result<Row> {
     let verified = one.check()? + all.check()?;
     let name = format!("raw apply round robin over {} queues", many(u64::from(count)));
     let goal = if count == JUDGED_QUEUES { Goal::AtLeast(0.7) } else { Goal::None };
-    let note = "batches of 64 messages of 256 B, each to the next queue, in a store that has run on until entries leave memory as fast as they come; only apply is timed";
+    let note = "batches of 64 messages of 256 B, each to the next queue, in a store that has run on until entries leave \
+                memory as fast as they come; only apply is timed";
     Ok(subject(name, "msg/s", "buffered", "one queue", goal, note).row(pairs, verified))
 }
 

@@ -76,7 +76,7 @@ impl RealFiles {
 
     /// Opens what lies at a path.
     fn open_below(&self, path: &str, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
-        parts(path).try_for_each(|part| part.map(|_| ()))?;
+        check_path(path)?;
         #[cfg(target_os = "linux")]
         if !self.walks.load(Ordering::Relaxed) {
             let resolve = rustix::fs::ResolveFlags::NO_SYMLINKS;
@@ -101,15 +101,12 @@ impl RealFiles {
 
     /// The directory that holds a path's last part, and that part.
     fn parent<'p>(&self, path: &'p str) -> io::Result<(OwnedFd, &'p str)> {
-        path.split('/').try_for_each(|part| checked_part(part).map(|_| ()))?;
+        check_path(path)?;
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         Ok((self.directory(parent)?, name))
     }
 
     fn open_file(&self, path: &str, mode: OpenMode) -> io::Result<File> {
-        if path.is_empty() {
-            checked_part(path)?;
-        }
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = match mode {
             OpenMode::Existing => self.open_below(path, flags, Mode::empty()),
@@ -129,6 +126,11 @@ fn enter(at: &OwnedFd, part: &str) -> io::Result<OwnedFd> {
 
 fn parts(path: &str) -> impl Iterator<Item = io::Result<&str>> {
     path.split('/').filter(move |_| !path.is_empty()).map(checked_part)
+}
+
+/// Refuses a path with a part that is no name, and one without any.
+fn check_path(path: &str) -> io::Result<()> {
+    path.split('/').try_for_each(|part| checked_part(part).map(|_| ()))
 }
 
 fn checked_part(part: &str) -> io::Result<&str> {

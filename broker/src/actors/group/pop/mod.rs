@@ -133,9 +133,7 @@ impl GroupActor {
             }
             PopRequest::Leave { pool } => self.leave_pool(pool, ctx),
             PopRequest::Take { pool, wish } => self.take(pool, wish, ctx),
-            PopRequest::TakeBack { runs } => {
-                runs.into_iter().for_each(|run| self.take_back(run));
-            }
+            PopRequest::TakeBack { runs } => runs.into_iter().for_each(|run| self.take_back(run)),
             PopRequest::Ack { receipts, refused, reply } => self.ack_popped(&receipts, refused, reply, ctx),
             PopRequest::Fail { receipt, cause, reply } => self.fail_popped(&receipt, cause, reply, ctx),
             PopRequest::Renew { receipt, invisible, reply } => {
