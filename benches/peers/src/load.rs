@@ -163,9 +163,10 @@ pub fn check_set(store: &mut dyn Store, writers: &Writers<'_>, body_bytes: usize
     Ok(())
 }
 
-/// Fetches until nothing comes; `take` says how many messages a page had.
+/// Fetches from the first message until nothing comes; `take` says how many messages a page had.
 fn pages(store: &mut dyn Store, messages: usize, mut take: impl FnMut(&dyn Page) -> Result<u64>) -> Result<Duration> {
     let (mut from, mut time) = (0, Duration::ZERO);
+    store.rewind()?;
     loop {
         let watch = Stopwatch::start();
         let page = store.fetch(from, messages)?;

@@ -27,6 +27,15 @@ pub trait Store {
     /// Whatever the store meets, and a message that landed where it does not belong.
     fn append(&mut self, load: &Load<'_>) -> Result<Appended>;
 
+    /// Makes ready to fetch from the first message, with whatever a reader needs. It is not timed: the first reader of a
+    /// group makes that group, which waits for a sync of all that was appended before.
+    ///
+    /// # Errors
+    /// What the store says.
+    fn rewind(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// The next messages from a number on, at most [`PAGE_BYTES`] of bodies; `messages` is what that comes to. The last
     /// page may be shorter; behind the last message it is empty.
     ///

@@ -142,17 +142,20 @@ impl Store for BrokerStore {
         }
     }
 
-    fn fetch(&mut self, from: u64, messages: usize) -> Result<Box<dyn Page>> {
+    fn rewind(&mut self) -> Result<()> {
         let Self { runtime, broker, reader, .. } = self;
-        let page = runtime.block_on(unconstrained(async {
-            if from == 0 {
-                let mut fresh = broker.pull_consumer("check").await?;
-                fresh.assign_topic(TOPIC).await?;
-                *reader = Some(fresh);
-            }
-            let reader = reader.as_mut().ok_or("the first page comes first")?;
-            Result::Ok(reader.poll(messages, PATIENCE).await?)
-        }))?;
+        runtime.block_on(async {
+            let mut fresh = broker.pull_consumer("check").await?;
+            fresh.assign_topic(TOPIC).await?;
+            *reader = Some(fresh);
+            Ok(())
+        })
+    }
+
+    fn fetch(&mut self, _: u64, messages: usize) -> Result<Box<dyn Page>> {
+        let Self { runtime, reader, .. } = self;
+        let reader = reader.as_mut().ok_or("a read begins with a rewind")?;
+        let page = runtime.block_on(unconstrained(reader.poll(messages, PATIENCE)))?;
         Ok(Box::new(Polled(page)))
     }
 
