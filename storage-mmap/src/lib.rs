@@ -19,6 +19,7 @@ mod commit_log;
 mod consume_queue;
 mod cursor;
 mod engine;
+mod fetching;
 pub mod files;
 mod health;
 mod index;

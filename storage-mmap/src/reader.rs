@@ -1,4 +1,4 @@
-//! Reads: by offset, by position, by time, by key.
+//! Reads of single records: by entry, by position, by time, by key.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use cuemq_storage_api::limits::MAX_FETCH_MESSAGES;
 use cuemq_storage_api::{
-    ErrorKind, Fetch, FetchRequest, KeyQuery, LocatedRecord, LogPosition, QueueId, QueueKey, QueueOffset, Record,
-    Result, StorageError, StoredRecord, TagHashes, Timestamp, TopicName,
+    ErrorKind, KeyQuery, LocatedRecord, LogPosition, QueueId, QueueKey, QueueOffset, Record, Result, StorageError,
+    StoredRecord, Timestamp, TopicName,
 };
 
 use crate::commit_log::format::{RECORD_HEADER_BYTES, RecordHeader, item_is_sound};
@@ -20,48 +20,10 @@ use crate::store::Store;
 /// Records that this process wrote since it opened the store, and this close behind the log's end, are read without
 /// checking their sum: they are still in memory, and nothing but this process has touched them.
 const TRUSTED_BYTES: u64 = 64 << 20;
-/// Most entries read from a consume queue in one go.
-const CHUNK_ENTRIES: usize = 1024;
-
 /// A record's item, checked against what it should be.
 struct Found {
     header: RecordHeader,
     item: Bytes,
-}
-
-/// How far a fetch has come.
-struct Fetching {
-    /// The entries of one chunk whose records are wanted, with their offsets.
-    chosen: Vec<(u64, Entry)>,
-    /// Payload of everything chosen so far.
-    payload: usize,
-    /// Where to go on.
-    next: u64,
-}
-
-impl Fetching {
-    /// Goes through the entries from `next` on and keeps those that pass the filter, up to the limits, of which `have`
-    /// records are used up. True when a limit is reached.
-    fn choose(&mut self, entries: &[Entry], request: &FetchRequest<'_>, have: usize, most: usize) -> bool {
-        let head_bytes = RECORD_HEADER_BYTES + request.queue.topic.as_str().len();
-        self.chosen.clear();
-        self.chosen.reserve(entries.len());
-        for entry in entries {
-            let count = have + self.chosen.len();
-            if count == most {
-                return true;
-            }
-            if request.tags.matches(entry.tag_hash) {
-                self.payload = self.payload.saturating_add((entry.size as usize).saturating_sub(head_bytes));
-                if self.payload > request.limit.max_bytes && count > 0 {
-                    return true;
-                }
-                self.chosen.push((self.next, *entry));
-            }
-            self.next += 1;
-        }
-        false
-    }
 }
 
 /// What stands at a position.
@@ -85,66 +47,6 @@ impl Found {
 }
 
 impl Store {
-    pub(crate) fn read_queue(&self, request: FetchRequest<'_>) -> Result<Fetch> {
-        let (bounds, log_end) = {
-            let catalog = self.catalog("fetch")?;
-            (catalog.queue(request.queue).map_or(0..0, |queue| queue.min..queue.end), catalog.log_end)
-        };
-        let from = request.from.get();
-        if from < bounds.start || from > bounds.end {
-            return Err(out_of_range(request.queue, from, &bounds));
-        }
-        let until = request.until.map_or(bounds.end, QueueOffset::get).clamp(from, bounds.end);
-        let most = request.limit.max_messages.min(MAX_FETCH_MESSAGES);
-        let mut reader = SegmentReader::new(&self.segments, log_end);
-        let mut fetching = Fetching { chosen: Vec::new(), payload: 0, next: from };
-        let mut records = Vec::new();
-        while fetching.next < until && records.len() < most {
-            let left = usize::try_from(until - fetching.next).unwrap_or(usize::MAX);
-            // Without a filter no entry is skipped, so none is read in vain.
-            let wanted = if request.tags == &TagHashes::All { most - records.len() } else { CHUNK_ENTRIES };
-            let count = left.min(wanted).min(CHUNK_ENTRIES);
-            let entries = self.entries("fetch", request.queue, fetching.next, count)?;
-            let is_full = fetching.choose(&entries, &request, records.len(), most);
-            self.load_all(&mut reader, request.queue, &fetching.chosen, log_end, &mut records)?;
-            if is_full {
-                break;
-            }
-        }
-        let bounds = QueueOffset::new(bounds.start)..QueueOffset::new(bounds.end);
-        Ok(Fetch { records, next: QueueOffset::new(fetching.next), bounds })
-    }
-
-    /// Adds the records that entries point to. All are checked before the first is counted: counting makes each
-    /// processor wait for what it looks at, checking lets it look at many at once.
-    fn load_all(
-        &self,
-        reader: &mut SegmentReader<'_>,
-        queue: &QueueKey,
-        chosen: &[(u64, Entry)],
-        log_end: u64,
-        records: &mut Vec<StoredRecord>,
-    ) -> Result<()> {
-        for (offset, entry) in chosen {
-            self.check_record("fetch", reader, queue, *offset, entry, log_end)?;
-        }
-        records.reserve(chosen.len());
-        for (offset, entry) in chosen {
-            let item = reader.slice(entry.position, entry.size as usize);
-            let item = item.map_err(|error| read_failed("fetch", &self.segments.describe(entry.position), error))?;
-            let Some(header) = RecordHeader::decode(&item) else {
-                return Err(self.damaged("fetch", queue, *offset, entry.position, "has changed meanwhile"));
-            };
-            records.push(Found { header, item }.stored());
-        }
-        if let Some((_, last)) = chosen.last()
-            && !self.is_trusted(last.position, log_end)
-        {
-            reader.read_on(last.position + u64::from(last.size));
-        }
-        Ok(())
-    }
-
     /// One to `count` entries of a queue from an offset on, which lies below its end.
     pub(crate) fn entries(
         &self,
@@ -191,8 +93,7 @@ impl Store {
     }
 
     /// Checks that the item that an entry points to is that record, and that its sum holds if it has to.
-    #[inline]
-    fn check_record(
+    pub(crate) fn check_record(
         &self,
         operation: &'static str,
         reader: &mut SegmentReader<'_>,
@@ -216,11 +117,9 @@ impl Store {
         let Some(header) = record_header(item, position, size) else {
             return Err(self.gone_or(operation, queue, offset, || damaged("is no record")));
         };
-        let is_it = header.queue_offset == offset
-            && header.queue == queue.queue.get()
-            && header.tag_hash == entry.tag_hash
-            && header.topic(item) == queue.topic.as_str().as_bytes();
-        if !is_it || !self.is_trusted(position, log_end) && !item_is_sound(item) {
+        if !is_of_entry(&header, item, queue, offset, entry)
+            || !self.is_trusted(position, log_end) && !item_is_sound(item)
+        {
             return Err(self.gone_or(operation, queue, offset, || damaged("is damaged")));
         }
         Ok(header)
@@ -239,7 +138,12 @@ impl Store {
     }
 
     fn is_trusted(&self, position: u64, log_end: u64) -> bool {
-        position >= self.opened_at && position + TRUSTED_BYTES >= log_end
+        position >= self.trusted_from(log_end)
+    }
+
+    /// From where on records are read without checking their sum.
+    pub(crate) fn trusted_from(&self, log_end: u64) -> u64 {
+        self.opened_at.max(log_end.saturating_sub(TRUSTED_BYTES))
     }
 
     /// Whether an item of this size can lie at a position at all.
@@ -394,9 +298,19 @@ impl Store {
     }
 }
 
+/// Whether a record is the one that an entry of a queue means.
+#[inline]
+pub(crate) fn is_of_entry(header: &RecordHeader, item: &[u8], queue: &QueueKey, offset: u64, entry: &Entry) -> bool {
+    header.queue_offset == offset
+        && header.queue == queue.queue.get()
+        && header.tag_hash == entry.tag_hash
+        && header.topic(item) == queue.topic.as_str().as_bytes()
+}
+
 /// The header of an item that says of itself that it is a record at this position and of this size. Its sum is not
 /// checked.
-fn record_header(item: &[u8], position: u64, size: u64) -> Option<RecordHeader> {
+#[inline]
+pub(crate) fn record_header(item: &[u8], position: u64, size: u64) -> Option<RecordHeader> {
     RecordHeader::decode(item).filter(|header| header.position == position && u64::from(header.len) == size)
 }
 
@@ -409,7 +323,7 @@ fn stored_key(found: &Found) -> Option<QueueKey> {
     Some(QueueKey::new(TopicName::from_stored(topic).ok()?, QueueId::new(found.header.queue).ok()?))
 }
 
-fn out_of_range(queue: &QueueKey, offset: u64, bounds: &std::ops::Range<u64>) -> StorageError {
+pub(crate) fn out_of_range(queue: &QueueKey, offset: u64, bounds: &std::ops::Range<u64>) -> StorageError {
     let context = format!("offset {offset} of {queue} is outside its bounds {}..{}", bounds.start, bounds.end);
     StorageError::not_stored(ErrorKind::OutOfRange, "fetch", context)
 }

@@ -142,6 +142,7 @@ pub(crate) struct RecordHeader {
 
 impl RecordHeader {
     /// The header, if these bytes begin an item of a record whose lengths add up.
+    #[inline]
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         // Of a size that is known, so that no field is compared with the end again.
         let bytes: &[u8; RECORD_HEADER_BYTES] = bytes.first_chunk()?;
@@ -168,24 +169,32 @@ impl RecordHeader {
         (parts == u64::from(header.len)).then_some(header)
     }
 
-    fn attributes_start(&self) -> usize {
+    /// Where the attributes begin within the item.
+    #[inline]
+    pub(crate) fn attributes_at(&self) -> usize {
         RECORD_HEADER_BYTES + usize::from(self.topic_len)
     }
 
+    /// Where the body begins within the item; it ends with it.
+    #[inline]
+    pub(crate) fn body_at(&self) -> usize {
+        self.attributes_at() + usize::from(self.attributes_len)
+    }
+
     /// The topic within the whole item.
+    #[inline]
     pub(crate) fn topic<'a>(&self, item: &'a [u8]) -> &'a [u8] {
-        &item[RECORD_HEADER_BYTES..self.attributes_start()]
+        &item[RECORD_HEADER_BYTES..self.attributes_at()]
     }
 
     /// The attributes within the whole item.
     pub(crate) fn attributes<'a>(&self, item: &'a [u8]) -> &'a [u8] {
-        &item[self.attributes_start()..self.attributes_start() + usize::from(self.attributes_len)]
+        &item[self.attributes_at()..self.body_at()]
     }
 
     /// The record as slices of the whole item, which becomes the body: one slice less to count.
     pub(crate) fn record(&self, mut item: Bytes) -> Record {
-        let attributes_start = self.attributes_start();
-        let body_start = attributes_start + usize::from(self.attributes_len);
+        let (attributes_start, body_start) = (self.attributes_at(), self.body_at());
         let attributes = if self.attributes_len == 0 {
             Attributes::EMPTY
         } else {

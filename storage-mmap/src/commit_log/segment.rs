@@ -176,6 +176,15 @@ impl<'a> SegmentReader<'a> {
         Ok(View { start: position, segment, region, bytes, counted_apart: false })
     }
 
+    /// Bytes of the log, to be looked at only, if they lie in the view that was read last: it holds nothing but what was
+    /// written, and nothing beyond its segment.
+    #[inline]
+    pub(crate) fn in_view(&self, position: u64, len: usize) -> Option<&[u8]> {
+        let view = self.current.as_ref()?;
+        let skip = view.within(position, len)?;
+        view.bytes.get(skip..skip + len)
+    }
+
     /// Bytes of the log, to be looked at only. The caller vouches as for [`SegmentReader::slice`].
     pub(crate) fn look(&mut self, position: u64, len: usize) -> io::Result<&[u8]> {
         let (view, skip) = self.view(position, len)?;
@@ -183,6 +192,7 @@ impl<'a> SegmentReader<'a> {
     }
 
     /// Bytes of the log. The caller vouches that they were written and lie within one segment.
+    #[inline]
     pub(crate) fn slice(&mut self, position: u64, len: usize) -> io::Result<Bytes> {
         let (view, skip) = self.view(position, len)?;
         Ok(view.sliceable().slice(skip..skip + len))
