@@ -67,9 +67,10 @@ pub(crate) fn open(files: &Arc<dyn FileLayer>, settings: &MmapSettings) -> Resul
     let segments = Arc::new(Segments::new(Arc::clone(files), settings.segment_bytes));
     let queue_files = QueueFiles::new(Arc::clone(files), settings.consume_queue_entries);
     let recovery = Recovery { files, segments: &segments, queue_files: &queue_files, manifest };
-    let Recovered { catalog, end, times, checkpoint, is_clean } = recovery.run()?;
+    let recovered = recovery.run()?;
+    let index = recovery.index(&recovered)?;
+    let Recovered { catalog, end, times, checkpoint, .. } = recovered;
     let checkpoint_at = checkpoint.position;
-    let index = recovery.index(end, checkpoint, catalog.log_start, is_clean)?;
 
     manifest.epoch = manifest.epoch.checked_add(1).ok_or_else(|| {
         StorageError::not_stored(ErrorKind::Full, "open", "the store was opened 2^32 times: start a new one")
@@ -105,6 +106,9 @@ struct Recovered {
     checkpoint: LogEnd,
     /// The store was closed in order.
     is_clean: bool,
+    /// Where the replay began, and the first frame from there on with a record that could have keys.
+    replayed_from: u64,
+    keyed_from: Option<u64>,
 }
 
 impl Recovery<'_> {
@@ -136,8 +140,8 @@ impl Recovery<'_> {
             let chain = (base.log_start == 0).then_some(0);
             ScanPlan { from: base.log_start, chain, stored_at: i64::MIN, durable, until, epoch: self.manifest.epoch }
         };
-        let checkpoint = base.end;
-        let (mut replay, scanned) = self.replay(base, Tables::new(rows.unwrap_or_default()), plan, whole)?;
+        let (checkpoint, replayed_from) = (base.end, plan.from);
+        let (replay, scanned) = self.replay(base, Tables::new(rows.unwrap_or_default()), plan, whole)?;
         if !clean {
             recovery::cut(self.segments, checkpoint.position, scanned.end.position)?;
             if scanned.torn {
@@ -145,8 +149,10 @@ impl Recovery<'_> {
                 tracing::warn!(store = self.files.describe(), position, "cut the torn end of the commit log");
             }
         }
-        replay.catalog.log_end = scanned.end.position;
-        Ok(Recovered { catalog: replay.catalog, end: scanned.end, times: replay.times, checkpoint, is_clean: clean })
+        let Replay { mut catalog, times, keyed_from, .. } = replay;
+        catalog.log_end = scanned.end.position;
+        let end = scanned.end;
+        Ok(Recovered { catalog, end, times, checkpoint, is_clean: clean, replayed_from, keyed_from })
     }
 
     fn replay(&self, base: Checkpoint, tables: Tables, plan: ScanPlan, whole: bool) -> Result<(Replay<'_>, Scanned)> {
@@ -167,6 +173,7 @@ impl Recovery<'_> {
             segments: self.segments,
             room: RowRoom::default(),
             last: None,
+            keyed_from: None,
         };
         let scanned = recovery::scan(self.segments, plan, &mut |header, items| replay.frame(header, items))?;
         for (key, end) in expected {
@@ -179,8 +186,10 @@ impl Recovery<'_> {
         Ok((replay, scanned))
     }
 
-    /// Opens the key index and adds what it lacks of a log that ends at `end` and is whole.
-    fn index(&self, end: LogEnd, checkpoint: LogEnd, log_start: u64, is_clean: bool) -> Result<KeyIndex> {
+    /// Opens the key index and adds what it lacks of a log that is whole.
+    fn index(&self, recovered: &Recovered) -> Result<KeyIndex> {
+        let Recovered { end, checkpoint, is_clean, replayed_from, keyed_from, .. } = *recovered;
+        let log_start = recovered.catalog.log_start;
         let settings = IndexSettings { slots: self.manifest.index_slots, entries: self.manifest.index_entries };
         let index = KeyIndex::open(Arc::clone(self.files), settings, LogPosition::new(end.position), is_clean)
             .map_err(|error| read_failed("open", INDEX_DIRECTORY, error))?;
@@ -193,6 +202,12 @@ impl Recovery<'_> {
             (checkpoint.position, Some(checkpoint.chain))
         } else {
             (self.segments.start_of(covered).max(log_start), None)
+        };
+        // What was just replayed is not read again for keys that it does not have.
+        let (from, chain) = match keyed_from {
+            None if from >= replayed_from => return Ok(index),
+            Some(keyed) if from >= replayed_from && keyed > from => (keyed, None),
+            _ => (from, chain),
         };
         let (durable, until, epoch) = (end.position, Some(end.position), self.manifest.epoch);
         let plan = ScanPlan { from, chain, stored_at: i64::MIN, durable, until, epoch };
@@ -289,6 +304,8 @@ struct Replay<'a> {
     room: RowRoom,
     /// The queue of the last record: most records follow another of the same queue.
     last: Option<(Bytes, u32, usize)>,
+    /// The first frame with a record that has attributes, which may be keys.
+    keyed_from: Option<u64>,
 }
 
 impl Replay<'_> {
@@ -298,7 +315,12 @@ impl Replay<'_> {
         let mut items = Items::new(header, bytes);
         for item in items.by_ref() {
             match item {
-                Item::Record { header: record, bytes } => self.record(&record, record.topic(bytes))?,
+                Item::Record { header: record, bytes } => {
+                    if record.attributes_len > 0 {
+                        self.keyed_from.get_or_insert(header.position);
+                    }
+                    self.record(&record, record.topic(bytes))?;
+                }
                 Item::Put { table, key, value } if full => {
                     self.catalog.tables.change(self.room.put(&stored_table(table)?, key, value));
                 }

@@ -72,6 +72,31 @@ fn the_index_is_made_again() {
 }
 
 #[test]
+fn keys_are_found_after_a_kill_wherever_they_stand_among_records_without() {
+    for keyed in [0..0, 0..3, 40..43, 97..100, 0..100] {
+        let files = MemoryFiles::new();
+        let engine = open(&files);
+        for number in 0..100 {
+            let mut batch = WriteBatch::new(Timestamp::from_millis(1));
+            let plain = Record::new(vec![7; 300], Timestamp::from_millis(1));
+            let record = if keyed.contains(&number) { record(number) } else { plain };
+            batch.append(&orders(), record);
+            engine.apply(batch).unwrap();
+            if number == 20 {
+                engine.maintain(Timestamp::from_millis(0)).unwrap();
+            }
+        }
+        assert!(files.list("commitlog").unwrap().len() > 1, "several segments");
+        let found = |engine: &MmapEngine| (0..7).map(|key| keys(engine, &format!("k{key}"))).collect::<Vec<_>>();
+        let before = found(&engine);
+        assert_eq!(before.iter().map(Vec::len).sum::<usize>() as u64, keyed.end - keyed.start);
+        let engine = open(&killed(&files));
+        assert_eq!(found(&engine), before, "keys at {keyed:?}");
+        assert_eq!(engine.bounds(&orders()).unwrap().end.get(), 100);
+    }
+}
+
+#[test]
 fn entries_of_records_that_a_crash_took_do_not_stay() {
     let files = MemoryFiles::new();
     let engine = open(&files);
