@@ -1,6 +1,7 @@
 //! What this machine can do at best, measured in the same run as everything that is held against it.
 
 mod encode;
+mod fresh;
 mod ping;
 mod sync;
 
@@ -11,6 +12,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 pub use encode::Encoder;
+pub use fresh::FreshLog;
 pub use ping::ping_time;
 pub use sync::SyncFile;
 

@@ -6,12 +6,12 @@ use cuemq_storage_api::{Engine, WriteBatch};
 use cuemq_storage_mmap::{MmapEngine, MmapSettings};
 use tempfile::TempDir;
 
-use super::row::{Goal, Row, Subject, side_by_side};
+use super::row::{Goal, Pair, Row, Subject, side_by_side};
 use super::scale::Scale;
 use super::{Context, per_second};
 use crate::Result;
 use crate::limits::Encoder;
-use crate::stopwatch::Stopwatch;
+use crate::stopwatch::{Stopwatch, processor_time};
 use crate::table::bytes;
 use crate::workload::{Bodies, check_queue, queue};
 
@@ -31,9 +31,9 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     for &body_bytes in &context.scale.body_bytes {
         let (bodies, mut encoder) = (Bodies::new(body_bytes), Encoder::new(body_bytes));
         for batch in BATCHES {
-            rows.push(measure(context, &bodies, &mut encoder, batch, Room::Fresh)?);
+            rows.extend(measure(context, &bodies, &mut encoder, batch, Room::Fresh)?);
         }
-        rows.push(measure(context, &bodies, &mut encoder, JUDGED_BATCH, Room::PreWritten)?);
+        rows.extend(measure(context, &bodies, &mut encoder, JUDGED_BATCH, Room::PreWritten)?);
     }
     Ok(rows)
 }
@@ -56,19 +56,24 @@ impl Room {
     }
 }
 
-fn measure(context: &Context, bodies: &Bodies, encoder: &mut Encoder, batch: usize, room: Room) -> Result<Row> {
+/// The rate, and for the batch that is judged what a message costs all threads together.
+fn measure(context: &Context, bodies: &Bodies, encoder: &mut Encoder, batch: usize, room: Room) -> Result<Vec<Row>> {
     let judged = batch == JUDGED_BATCH;
     let share = if bodies.body_bytes() < 1024 { 0.7 } else { 0.8 };
     let log_bytes = context.scale.append_bytes / if judged { 1 } else { CURVE_SHARE };
     let count = Scale::messages(log_bytes, bodies.body_bytes(), batch);
     let mut store = Store::new(context, bodies)?;
+    let mut costs = Vec::new();
     let path = || {
         if room == Room::PreWritten {
             store.pre_write(count)?;
         }
-        Ok(per_second(count, store.append(batch, count)?))
+        let (time, used) = store.append(batch, count)?;
+        costs.push(1e9 / per_second(count, used));
+        Ok(per_second(count, time))
     };
     let pairs = side_by_side(context.scale.pairs, || Ok(encoder.rate()), path)?;
+    let costs = costs.iter().zip(&pairs).map(|(&value, pair)| Pair { value, limit: 1e9 / pair.limit }).collect();
     let subject = Subject {
         number: 1,
         name: format!("raw apply, {}, batches of {batch}, {}", bytes(bodies.body_bytes()), room.name()),
@@ -81,7 +86,17 @@ fn measure(context: &Context, bodies: &Bodies, encoder: &mut Encoder, batch: usi
             log_bytes >> 20
         ),
     };
-    Ok(subject.row(pairs, store.check()?))
+    let costing = Subject {
+        name: format!("processor time, {}", subject.name),
+        unit: "ns/msg",
+        limit: "LIMIT's",
+        goal: Goal::None,
+        note: "of the writer and of the thread that fills room for it, as the system counts it".into(),
+        ..subject.clone()
+    };
+    let verified = store.check()?;
+    let costing = judged.then(|| costing.row(costs, verified));
+    Ok(std::iter::once(subject.row(pairs, verified)).chain(costing).collect())
 }
 
 /// A new store, to which passes append.
@@ -106,15 +121,15 @@ impl<'a> Store<'a> {
         Ok(self.engine.prepare_room(count * record_bytes)?)
     }
 
-    /// Appends so many messages, and returns the time that `apply` took.
-    fn append(&mut self, batch: usize, count: u64) -> Result<Duration> {
+    /// Appends so many messages, and returns the time that `apply` took, and the processor time of all threads in it.
+    fn append(&mut self, batch: usize, count: u64) -> Result<(Duration, Duration)> {
         let (queue, ahead) = (queue(), (AHEAD_BYTES / self.bodies.body_bytes() / batch).max(1) * batch);
-        let (mut time, end) = (Duration::ZERO, self.next + count);
+        let (mut time, mut used, end) = (Duration::ZERO, Duration::ZERO, self.next + count);
         while self.next < end {
             let until = (self.next + ahead as u64).min(end);
             let firsts = (self.next..until).step_by(batch);
             let batches: Vec<WriteBatch> = firsts.map(|first| self.bodies.batch(&queue, first, batch)).collect();
-            let watch = Stopwatch::start();
+            let (watch, before) = (Stopwatch::start(), processor_time());
             for made in batches {
                 let applied = self.engine.apply(made)?;
                 if applied.appends.first().map(|appended| appended.first.get()) != Some(self.next) {
@@ -123,8 +138,9 @@ impl<'a> Store<'a> {
                 self.next += batch as u64;
             }
             time += watch.elapsed();
+            used += processor_time().saturating_sub(before);
         }
-        Ok(time)
+        Ok((time, used))
     }
 
     fn check(self) -> Result<u64> {

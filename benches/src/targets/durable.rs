@@ -1,13 +1,14 @@
 //! Target 5: durable sends that share their syncs, against one sync after the other.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cuemq::Flush;
 
 use super::row::{Goal, Row, Subject, side_by_side};
 use super::{Context, per_second};
 use crate::Result;
-use crate::limits::SyncFile;
+use crate::limits::{FreshLog, SyncFile};
 use crate::paths::group_commit::Writers;
 use crate::paths::house::House;
 use crate::store::EngineKind;
@@ -17,6 +18,11 @@ use crate::workload::Bodies;
 /// Writers, messages that each sends at once, and how many times one message per sync they have to reach.
 const CASES: [(u64, u64, f64); 6] =
     [(1, 1, 0.7), (16, 1, 5.0), (64, 1, 16.0), (256, 1, 45.0), (1024, 1, 80.0), (16, 64, 220.0)];
+/// Messages per sync of the bare log beside them: a lone writer's, and those of 16 writers of batches of 64.
+const BARE_MESSAGES: [usize; 2] = [1, 1024];
+/// What a log's frame and a record of it add: a header, and a header with a short topic.
+const FRAME_BYTES: usize = 64;
+const RECORD_BYTES: usize = 69;
 /// How many times more rounds a lone writer makes, and one with some company: a pass has to last.
 const LONE_ROUNDS: u64 = 8;
 const FEW_ROUNDS: u64 = 4;
@@ -27,6 +33,9 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
         let bodies = Arc::new(Bodies::new(body_bytes));
         for (count, batch, times) in CASES {
             rows.push(measure(context, &bodies, Writers { count, batch }, times)?);
+        }
+        for messages in BARE_MESSAGES {
+            rows.push(bare(context, body_bytes, messages)?);
         }
     }
     Ok(rows)
@@ -60,4 +69,31 @@ fn measure(context: &Context, bodies: &Arc<Bodies>, writers: Writers, times: f64
         note: "each writer waits for its receipt before it sends again; one queue".into(),
     };
     Ok(subject.row(pairs, house.move_out()?))
+}
+
+/// What the disk alone allows a log: the same bytes, appended by one thread that does nothing else.
+fn bare(context: &Context, body_bytes: usize, messages: usize) -> Result<Row> {
+    let mut file = SyncFile::new(context.place.directory())?;
+    let append_bytes = FRAME_BYTES + messages * (RECORD_BYTES + body_bytes);
+    let mut log = FreshLog::new(context.place.directory(), append_bytes)?;
+    let limit = || Ok(1e6 / file.time(context.scale.limit_rounds)?.p50_us);
+    let path = || {
+        let mut time = Duration::ZERO;
+        for _ in 0..context.scale.durable_rounds {
+            time += log.append()?;
+        }
+        Ok(per_second(context.scale.durable_rounds * messages as u64, time))
+    };
+    let pairs = side_by_side(context.scale.pairs, limit, path)?;
+    let subject = Subject {
+        number: 5,
+        name: format!("bare log, {}, {messages} to a sync", bytes(body_bytes)),
+        unit: "msg/s",
+        flush: "durable",
+        limit: "1/SYNC",
+        goal: Goal::None,
+        note: "one thread appends as many bytes to room that the disk has promised, and syncs; no broker, no checksum"
+            .into(),
+    };
+    Ok(subject.row(pairs, log.check()? * messages as u64))
 }

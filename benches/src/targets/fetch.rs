@@ -42,7 +42,7 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
         let store = Store::new(context, &bodies)?;
         rows.extend(store.tail(context)?);
         rows.push(store.random(context)?);
-        rows.push(store.cold(context)?);
+        rows.extend(store.cold(context)?);
         rows.push(by_key(context, &bodies)?);
     }
     Ok(rows)
@@ -73,11 +73,15 @@ impl BareLog {
         Ok(Self { log: vec![1; count * record_bytes].into(), entries })
     }
 
-    /// As many at a time as a fetch hands out.
-    fn hand_out(&self) -> Duration {
+    /// As many at a time as a fetch hands out; with a look at each record before, as whoever has to know when it was
+    /// stored and where its body begins must take one.
+    fn hand_out(&self, looks: bool) -> Duration {
         let watch = Stopwatch::start();
         let mut total = 0;
         for entries in self.entries.chunks(FETCH_MESSAGES) {
+            if looks {
+                total += entries.iter().map(|&(start, _)| usize::from(self.log[start - HEADER_BYTES])).sum::<usize>();
+            }
             let slices = entries.iter().map(|&(start, length)| self.log.slice(start..start + length));
             let slices = black_box(slices.collect::<Vec<Bytes>>());
             total += slices.iter().map(Bytes::len).sum::<usize>();
@@ -108,9 +112,10 @@ impl<'a> Store<'a> {
         format!("{what}, {}", bytes(self.bodies.body_bytes()))
     }
 
-    fn tail(&self, context: &Context) -> Result<[Row; 2]> {
+    fn tail(&self, context: &Context) -> Result<[Row; 3]> {
         let bare = BareLog::new(self.count, self.bodies.body_bytes())?;
-        let limit = || median_rate(self.count, || Ok(bare.hand_out()));
+        let limit = || median_rate(self.count, || Ok(bare.hand_out(false)));
+        let looking = side_by_side(context.scale.pairs, limit, || median_rate(self.count, || Ok(bare.hand_out(true))))?;
         let path = || median_rate(self.count, || read_in_order(&self.engine, self.count));
         let pairs = side_by_side(context.scale.pairs, limit, path)?;
         let verified = check_queue(&self.engine, self.bodies, self.count, Ok)?;
@@ -122,7 +127,9 @@ impl<'a> Store<'a> {
         let note = "bodies whose place is not the same in two fetches, or not where the log has them";
         let copied = subject(self.name("payload copies per fetched message"), "copies", "one copy", Goal::Zero, note);
         let copied = copied.row(vec![Pair { value: copies, limit: 1.0 }], self.count);
-        Ok([tail.row(pairs, verified), copied])
+        let note = "the limit with a look at one byte of each record's header before its slice is made";
+        let looked = subject(self.name("bare slices of records looked at"), "msg/s", "bare slices", Goal::None, note);
+        Ok([tail.row(pairs, verified), looked.row(looking, self.count), copied])
     }
 
     /// The share of bodies that are copies. One is none when it lies at the same address in two fetches that are held
@@ -170,7 +177,7 @@ impl<'a> Store<'a> {
     }
 
     /// Closes the store, and reads it with none of its pages in memory.
-    fn cold(self, context: &Context) -> Result<Row> {
+    fn cold(self, context: &Context) -> Result<[Row; 2]> {
         let Self { bodies, folder, engine, count } = self;
         let last = QueueOffset::new(count - 1);
         let fetch = engine.fetch(FetchRequest::all(&queue(), last, FetchLimit::messages(1)))?;
@@ -182,8 +189,12 @@ impl<'a> Store<'a> {
         let megabytes = |time: Duration| files.bytes as f64 / 1e6 / time.as_secs_f64();
         let limit = || {
             drop_pages(folder.path())?;
-            Ok(megabytes(files.read()?))
+            Ok(megabytes(files.read(None)?))
         };
+        let checked = side_by_side(context.scale.pairs, limit, || {
+            drop_pages(folder.path())?;
+            Ok(megabytes(files.read(Some(HEADER_BYTES + bodies.body_bytes()))?))
+        })?;
         let path = || {
             drop_pages(folder.path())?;
             let engine = MmapEngine::open(folder.path(), MmapSettings::default())?;
@@ -198,7 +209,10 @@ impl<'a> Store<'a> {
         let name = format!("cold fetch in order, {}", bytes(bodies.body_bytes()));
         let note = "files' pages dropped from the page cache before each; every checksum is checked; the device's own \
                     cache is not emptied; the limit reads the log and the consume queue in reads of 1 MiB";
-        Ok(subject(name, "MB/s", "sequential read", Goal::AtLeast(0.7), note).row(pairs, verified))
+        let fetch = subject(name, "MB/s", "sequential read", Goal::AtLeast(0.7), note).row(pairs, verified);
+        let name = format!("bare reads with checksums, {}", bytes(bodies.body_bytes()));
+        let note = "the limit with a CRC-32C over each piece of a record's size, by the same thread";
+        Ok([fetch, subject(name, "MB/s", "sequential read", Goal::None, note).row(checked, count)])
     }
 }
 
@@ -222,14 +236,14 @@ fn read_in_order(engine: &MmapEngine, count: u64) -> Result<Duration> {
 }
 
 /// The files of a store that a read of its queue needs, each with how much of it is in use.
-struct Files {
+pub(super) struct Files {
     files: Vec<(PathBuf, u64)>,
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 impl Files {
     /// `log_end` is where the last record ends in the log; what is prepared behind it is not read.
-    fn below(folder: &Path, log_end: u64) -> Result<Self> {
+    pub(super) fn below(folder: &Path, log_end: u64) -> Result<Self> {
         let (mut files, mut left) = (Vec::new(), log_end);
         for path in sorted(&folder.join("commitlog"))? {
             let used = std::fs::metadata(&path)?.len().min(left);
@@ -251,13 +265,23 @@ impl Files {
         Ok(Self { files, bytes })
     }
 
-    fn read(&self) -> Result<Duration> {
-        let mut buffer = vec![0; READ_BYTES];
+    /// Reads all of it, and if asked to computes a checksum over each piece of so many bytes.
+    pub(super) fn read(&self, checked: Option<usize>) -> Result<Duration> {
+        let (mut buffer, mut sum) = (vec![0; READ_BYTES], 0u32);
         let watch = Stopwatch::start();
         for (path, used) in &self.files {
             let mut file = File::open(path)?.take(*used);
-            while file.read(&mut buffer)? > 0 {}
+            loop {
+                let read = file.read(&mut buffer)?;
+                if read == 0 {
+                    break;
+                }
+                if let Some(piece) = checked {
+                    sum = buffer[..read].chunks(piece).fold(sum, |sum, piece| sum ^ crc32c::crc32c(piece));
+                }
+            }
         }
+        black_box(sum);
         Ok(watch.elapsed())
     }
 }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use cuemq_storage_api::{Engine, FetchLimit, FetchRequest, QueueOffset};
 use cuemq_storage_mmap::{MmapEngine, MmapSettings};
 
+use super::fetch::Files;
 use super::row::{Goal, Row, Subject, against, side_by_side};
 use super::{Context, child};
 use crate::Result;
-use crate::paths::fetch::load;
+use crate::paths::fetch::{drop_pages, load};
 use crate::paths::reopen::copy;
 use crate::stopwatch::Stopwatch;
 use crate::table::short;
@@ -29,7 +30,7 @@ const FRAME_BYTES: usize = 64 + 256 * (64 + 5 + BODY_BYTES);
 pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     let (bodies, all) = (Bodies::new(BODY_BYTES), context.scale.opened_messages);
     let mut rows = vec![clean(context, &bodies, all)?, clean(context, &bodies, all / SHORT_SHARE)?];
-    rows.push(dropped(context, &bodies, context.scale.dirty_messages)?);
+    rows.extend(dropped(context, &bodies, context.scale.dirty_messages)?);
     if context.scale.kills && context.program.is_some() {
         rows.push(killed(context, &bodies, context.scale.dirty_messages)?);
     }
@@ -108,7 +109,7 @@ fn dirty_subject(name: String, note: &str) -> Subject {
 }
 
 /// Opens copies of a synced store that is still open.
-fn dropped(context: &Context, bodies: &Bodies, count: u64) -> Result<Row> {
+fn dropped(context: &Context, bodies: &Bodies, count: u64) -> Result<[Row; 2]> {
     let (folder, image) = (context.place.folder()?, context.place.folder()?);
     let engine = MmapEngine::open(folder.path(), MmapSettings::default())?;
     load(&engine, bodies, count)?;
@@ -131,7 +132,20 @@ fn dropped(context: &Context, bodies: &Bodies, count: u64) -> Result<Row> {
     };
     let pairs = side_by_side(context.scale.pairs, || Ok(scan_rate(&memory)), path)?;
     let name = format!("open what was not closed, {} messages of 256 B", messages(count));
-    Ok(dirty_subject(name, "copies of a synced store that was open").row(pairs, verified))
+    let opened = dirty_subject(name, "copies of a synced store that was open").row(pairs, verified);
+    let path = || {
+        drop_pages(image.path())?;
+        let files = Files::below(image.path(), log_bytes)?;
+        Ok(megabytes(files.bytes, files.read(None)?))
+    };
+    let pairs = side_by_side(context.scale.pairs, || Ok(scan_rate(&memory)), path)?;
+    let subject = Subject {
+        name: format!("bare reads of such a store, {} messages of 256 B", messages(count)),
+        goal: Goal::None,
+        note: "its pages dropped before, read in pieces of 1 MiB, nothing checked: what the disk alone allows".into(),
+        ..dirty_subject(String::new(), "")
+    };
+    Ok([opened, subject.row(pairs, count)])
 }
 
 /// Opens what a process left behind that was killed.

@@ -14,6 +14,7 @@ use crate::limits::Encoder;
 use crate::paths::end_to_end::{GROUP, check_all_acknowledged, transfer, transfer_by_pop};
 use crate::paths::house::House;
 use crate::paths::send::{Load, send};
+use crate::stopwatch::processor_time;
 use crate::store::EngineKind;
 use crate::table::bytes;
 use crate::workload::Bodies;
@@ -45,7 +46,7 @@ impl Way {
         }
     }
 
-    fn rows(self, body_bytes: usize, measured: Measured) -> [Row; 3] {
+    fn rows(self, body_bytes: usize, measured: Measured) -> [Row; 4] {
         let name = format!("{}, {}", bytes(body_bytes), self.name);
         let in_flight = if self.batch == 1 { "" } else { ", 16 batches in flight" };
         let sending = Subject {
@@ -74,7 +75,16 @@ impl Way {
             ),
             ..transferring.clone()
         };
+        let costing = Subject {
+            name: format!("processor time, handle to receipt, {name}"),
+            unit: "ns/msg",
+            limit: "all cores at LIMIT",
+            goal: Goal::None,
+            note: "of all threads, as the system counts it; at 3, no more than a third of LIMIT can be reached".into(),
+            ..sending.clone()
+        };
         [
+            costing.row(measured.cost, measured.checked),
             sending.row(measured.sent, measured.checked),
             transferring.row(measured.whole, measured.checked_whole),
             popping.row(measured.popped, measured.checked_popped),
@@ -98,6 +108,7 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
 /// Pairs of both targets, the second in two ways, and how many messages of each were read back.
 struct Measured {
     sent: Vec<Pair>,
+    cost: Vec<Pair>,
     whole: Vec<Pair>,
     popped: Vec<Pair>,
     checked: u64,
@@ -111,11 +122,17 @@ fn measure(context: &Context, bodies: &Arc<Bodies>, encoder: &mut Encoder, way: 
     let count = Scale::messages(context.scale.send_bytes, bodies.body_bytes(), way.batch);
     let (mut sender, mut whole, mut popping) = (open()?, open()?, open()?);
     let (mut consumer, popper) = (whole.consumer(GROUP)?, popping.pop_consumer(GROUP)?);
-    let (mut sent, mut transferred, mut popped) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut sent, mut cost, mut transferred, mut popped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    #[expect(clippy::cast_precision_loss, reason = "few cores")]
+    let cores = std::thread::available_parallelism()?.get() as f64;
     for _ in 0..context.scale.pairs {
         let before = encoder.rate();
+        let used = processor_time();
         let sending = per_second(count, send(&mut sender, way.load(count))?);
-        sent.push(Pair { value: sending, limit: f64::midpoint(before, encoder.rate()) });
+        let used = processor_time().saturating_sub(used);
+        let limit = f64::midpoint(before, encoder.rate());
+        sent.push(Pair { value: sending, limit });
+        cost.push(Pair { value: 1e9 / per_second(count, used), limit: cores * 1e9 / limit });
         let value = per_second(count, transfer(&mut whole, &mut consumer, way.load(count))?);
         transferred.push(Pair { value, limit: sending });
         let value = per_second(count, transfer_by_pop(&mut popping, &popper, way.load(count))?);
@@ -125,5 +142,5 @@ fn measure(context: &Context, bodies: &Arc<Bodies>, encoder: &mut Encoder, way: 
     check_all_acknowledged(&whole)?;
     check_all_acknowledged(&popping)?;
     let (checked, checked_whole, checked_popped) = (sender.move_out()?, whole.move_out()?, popping.move_out()?);
-    Ok(Measured { sent, whole: transferred, popped, checked, checked_whole, checked_popped })
+    Ok(Measured { sent, cost, whole: transferred, popped, checked, checked_whole, checked_popped })
 }

@@ -1,0 +1,77 @@
+//! What a log pays at the least that never overwrites: appends to room that the disk has only promised, each with a sync.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use tempfile::TempDir;
+
+use crate::Result;
+use crate::stopwatch::Stopwatch;
+
+/// Room is taken in steps of this, as the map engine takes it.
+const STEP_BYTES: u64 = 64 << 20;
+
+/// A file that grows by whole appends of one size.
+#[derive(Debug)]
+pub struct FreshLog {
+    file: File,
+    // Removed after the file is closed.
+    _folder: TempDir,
+    piece: Vec<u8>,
+    appends: u64,
+    taken: u64,
+}
+
+impl FreshLog {
+    /// An empty file in a folder of its own, for appends of so many bytes.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(directory: &Path, append_bytes: usize) -> Result<Self> {
+        let folder = tempfile::tempdir_in(directory)?;
+        let path = folder.path().join("log");
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        Ok(Self { file, _folder: folder, piece: vec![7; append_bytes], appends: 0, taken: 0 })
+    }
+
+    fn end(&self) -> u64 {
+        self.appends * self.piece.len() as u64
+    }
+
+    /// Appends and syncs; returns the time of both.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn append(&mut self) -> Result<Duration> {
+        let (at, end) = (self.end(), self.end() + self.piece.len() as u64);
+        if end > self.taken {
+            let upto = end.next_multiple_of(STEP_BYTES);
+            fallocate(&self.file, FallocateFlags::empty(), self.taken, upto - self.taken)?;
+            self.file.sync_all()?;
+            self.taken = upto;
+        }
+        let watch = Stopwatch::start();
+        self.file.write_all_at(&self.piece, at)?;
+        self.file.sync_data()?;
+        self.appends += 1;
+        Ok(watch.elapsed())
+    }
+
+    /// Reads everything back; returns how many appends there are.
+    ///
+    /// # Errors
+    /// What differs from what was appended.
+    pub fn check(&self) -> Result<u64> {
+        let mut found = vec![0; self.piece.len()];
+        for number in 0..self.appends {
+            self.file.read_exact_at(&mut found, number * self.piece.len() as u64)?;
+            if found != self.piece {
+                return Err(format!("append {number} of {} came back changed", self.appends).into());
+            }
+        }
+        Ok(self.appends)
+    }
+}
