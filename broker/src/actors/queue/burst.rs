@@ -1,6 +1,8 @@
 //! Sends that wait together: they go into the queue as one append and share one answer, so that none of them costs a
 //! message to the actor, an allocation or a wake-up of its own.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use cuemq_storage_api::{QueueKey, Record, Timestamp};
 
 use super::outcome::{Answering, Placed, Ticket};
@@ -25,6 +27,26 @@ pub(crate) struct Burst {
     permit: Permit,
 }
 
+/// How many messages bursts had of late. A burst begins with room for as many: one that grows while it is locked, with
+/// memory that another thread gives back at the same time, holds both threads up.
+#[derive(Debug, Default)]
+pub(super) struct UsualSize(AtomicUsize);
+
+impl UsualSize {
+    /// Room for the next burst; what was a peak is forgotten within some bursts.
+    fn next(&self) -> usize {
+        let usual = self.0.load(Ordering::Relaxed);
+        self.0.store(usual - usual / 4, Ordering::Relaxed);
+        usual.clamp(1, MAX_BURST_RECORDS)
+    }
+
+    fn note(&self, records: usize) {
+        if records > self.0.load(Ordering::Relaxed) {
+            self.0.store(records, Ordering::Relaxed);
+        }
+    }
+}
+
 /// A burst whose records are on their way to storage.
 #[derive(Debug)]
 pub(super) struct Waiting {
@@ -35,9 +57,9 @@ pub(super) struct Waiting {
 
 impl Burst {
     /// Begins a burst of single messages with its first one.
-    pub(super) fn single(mut record: Record, born_at: Timestamp, permit: Permit) -> Self {
+    pub(super) fn single(mut record: Record, born_at: Timestamp, permit: Permit, usual: &UsualSize) -> Self {
         record.born_at = born_at;
-        let mut records = Vec::with_capacity(1);
+        let mut records = Vec::with_capacity(usual.next());
         let bytes = record.payload_bytes();
         records.push(record);
         Self::new(records, bytes, false, born_at, permit)
@@ -59,11 +81,12 @@ impl Burst {
     }
 
     /// Takes in one more single message, for which it has room.
-    pub(super) fn join(&mut self, mut record: Record, taken: Taken<'_>) -> Ticket {
+    pub(super) fn join(&mut self, mut record: Record, taken: Taken<'_>, usual: &UsualSize) -> Ticket {
         record.born_at = self.born_at;
         self.bytes += record.payload_bytes();
         taken.join(&mut self.permit);
         self.records.push(record);
+        usual.note(self.records.len());
         self.last_ticket()
     }
 
@@ -159,10 +182,11 @@ mod tests {
 
     fn burst(admission: &Arc<Admission>, count: usize) -> Burst {
         let record = |n: usize| Record::new(n.to_string(), Timestamp::MIN);
-        let mut burst = Burst::single(record(0), Timestamp::from_millis(7), admission.try_take(1, 1).unwrap().keep());
+        let (permit, usual) = (admission.try_take(1, 1).unwrap().keep(), UsualSize::default());
+        let mut burst = Burst::single(record(0), Timestamp::from_millis(7), permit, &usual);
         for n in 1..count {
             assert!(burst.has_room(&record(n)));
-            burst.join(record(n), admission.try_take(1, 1).unwrap());
+            burst.join(record(n), admission.try_take(1, 1).unwrap(), &usual);
         }
         burst
     }
@@ -185,6 +209,20 @@ mod tests {
         assert_eq!(left, ["0", "2", "3"], "the second and the fifth are gone");
         assert_eq!((burst.bytes(), burst.answering.losses(), looks), (3, 2, 5));
         assert!(burst.records.iter().all(|record| record.born_at == Timestamp::from_millis(7)));
+    }
+
+    #[test]
+    fn the_usual_size_follows_the_last_bursts_and_is_bounded() {
+        let usual = UsualSize::default();
+        assert_eq!(usual.next(), 1, "nobody has sent");
+        usual.note(MAX_BURST_RECORDS + 5);
+        assert_eq!(usual.next(), MAX_BURST_RECORDS);
+        usual.note(100);
+        let falling: Vec<_> = (0..30).map(|_| usual.next()).collect();
+        assert!(falling.is_sorted_by(|one, next| one >= next) && falling[0] > 100, "{falling:?}");
+        assert!(falling[29] <= 3, "{falling:?}");
+        usual.note(64);
+        assert_eq!(usual.next(), 64);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use actix::Addr;
 use cuemq_storage_api::{QueueKey, Record};
 
-use super::burst::Burst;
+use super::burst::{Burst, UsualSize};
 use super::{KIND, QueueActor, QueueWriter, Ticket};
 use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::room::LimitedQueue;
@@ -27,6 +27,7 @@ pub(crate) struct QueueHandle {
     tail: Arc<QueueTail>,
     limited: Option<Arc<LimitedQueue>>,
     inbox: Arc<Inbox<Burst>>,
+    usual: UsualSize,
     /// There once somebody has sent: an idle queue costs no actor.
     running: OnceLock<Running>,
     /// Whether a change of the topic's queues is being stored; shared by the topic's queues.
@@ -51,7 +52,8 @@ impl QueueHandle {
     ) -> Result<Self, cuemq_storage_api::StorageError> {
         let tail = shared.storage.tail(&key)?;
         let limited = rules.max_length.map(|limit| LimitedQueue::new(key.clone(), limit));
-        Ok(Self { key, flush, tail, limited, inbox: Inbox::new(), running: OnceLock::new(), parked })
+        let (inbox, usual, running) = (Inbox::new(), UsualSize::default(), OnceLock::new());
+        Ok(Self { key, flush, tail, limited, inbox, usual, running, parked })
     }
 
     fn start(&self, shared: &Arc<Shared>) -> Running {
@@ -134,9 +136,9 @@ impl QueueHandle {
     pub(crate) fn send(&self, shared: &Arc<Shared>, record: Record, taken: Taken<'_>) -> Ticket {
         let add = |waiting: &mut VecDeque<Burst>| match waiting.back_mut() {
             // Where room may be short each message is refused or taken by itself.
-            Some(burst) if self.limited.is_none() && burst.has_room(&record) => burst.join(record, taken),
+            Some(burst) if self.limited.is_none() && burst.has_room(&record) => burst.join(record, taken, &self.usual),
             _ => {
-                let burst = Burst::single(record, shared.clock.now(), taken.keep());
+                let burst = Burst::single(record, shared.clock.now(), taken.keep(), &self.usual);
                 let ticket = burst.last_ticket();
                 waiting.push_back(burst);
                 ticket
