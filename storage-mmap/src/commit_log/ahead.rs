@@ -84,7 +84,8 @@ impl Ahead {
     /// A sync of all that was written begins. A window that is ready was written to by that, in the eyes of the sync.
     pub(crate) fn synced(&self) {
         self.unsynced.store(0, Ordering::Relaxed);
-        *self.window() = None;
+        let ready = self.window().take();
+        self.retire(ready);
     }
 
     /// The next window, if it is ready.
