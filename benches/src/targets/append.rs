@@ -1,5 +1,7 @@
 //! Target 1: batches to the raw commit-log engine, against one thread that encodes records in place.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use cuemq_storage_api::{Engine, WriteBatch};
@@ -34,9 +36,15 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
             rows.extend(measure(context, &bodies, &mut encoder, batch, Room::Fresh)?);
         }
         rows.extend(measure(context, &bodies, &mut encoder, JUDGED_BATCH, Room::PreWritten)?);
+        rows.push(filling(context, &bodies, &mut encoder)?);
     }
     Ok(rows)
 }
+
+/// What a record and its share of a frame add to a body in the log.
+const BARE_OVERHEAD_BYTES: u64 = 70;
+/// The engine fills room in steps of this.
+const FILL_STEP_BYTES: usize = 256 << 10;
 
 /// What the log's file is like where a pass begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,6 +105,38 @@ fn measure(context: &Context, bodies: &Bodies, encoder: &mut Encoder, batch: usi
     let verified = store.check()?;
     let costing = judged.then(|| costing.row(costs, verified));
     Ok(std::iter::once(subject.row(pairs, verified)).chain(costing).collect())
+}
+
+/// What the system alone allows a log on a fresh file: zeros written to room that was taken, in the steps in which the
+/// engine fills it, by one thread that does nothing else. No page of a file is there to be stored into before that.
+fn filling(context: &Context, bodies: &Bodies, encoder: &mut Encoder) -> Result<Row> {
+    let count = Scale::messages(context.scale.append_bytes, bodies.body_bytes(), JUDGED_BATCH);
+    let log_bytes = count * (bodies.body_bytes() as u64 + BARE_OVERHEAD_BYTES);
+    let (folder, zeros) = (context.place.folder()?, vec![0; FILL_STEP_BYTES]);
+    let path = || {
+        let file = File::create(folder.path().join("log"))?;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, log_bytes)?;
+        let watch = Stopwatch::start();
+        for at in (0..log_bytes).step_by(FILL_STEP_BYTES) {
+            file.write_all_at(&zeros, at)?;
+        }
+        Ok(per_second(count, watch.elapsed()))
+    };
+    let pairs = side_by_side(context.scale.pairs, || Ok(encoder.rate()), path)?;
+    let filled = std::fs::metadata(folder.path().join("log"))?.len();
+    if filled < log_bytes {
+        return Err(format!("{filled} bytes were filled of {log_bytes}").into());
+    }
+    let subject = Subject {
+        number: 1,
+        name: format!("bare filling of a fresh file, {}", bytes(bodies.body_bytes())),
+        unit: "msg/s",
+        flush: "buffered",
+        limit: "LIMIT",
+        goal: Goal::None,
+        note: "one thread writes as many zeros as the messages take in the log; no message, no checksum".into(),
+    };
+    Ok(subject.row(pairs, count))
 }
 
 /// A new store, to which passes append.
