@@ -15,7 +15,7 @@ use crate::Result;
 use crate::limits::Encoder;
 use crate::stopwatch::{Stopwatch, processor_time};
 use crate::table::bytes;
-use crate::workload::{Bodies, check_queue, queue};
+use crate::workload::{Bodies, check_queue, frame_bytes, queue};
 
 /// Messages per batch; the target speaks of the one in the middle, the others show the curve.
 const BATCHES: [usize; 3] = [1, 64, 256];
@@ -41,8 +41,6 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// What a record and its share of a frame add to a body in the log.
-const BARE_OVERHEAD_BYTES: u64 = 70;
 /// The engine fills room in steps of this.
 const FILL_STEP_BYTES: usize = 256 << 10;
 
@@ -111,7 +109,7 @@ fn measure(context: &Context, bodies: &Bodies, encoder: &mut Encoder, batch: usi
 /// engine fills it, by one thread that does nothing else. No page of a file is there to be stored into before that.
 fn filling(context: &Context, bodies: &Bodies, encoder: &mut Encoder) -> Result<Row> {
     let count = Scale::messages(context.scale.append_bytes, bodies.body_bytes(), JUDGED_BATCH);
-    let log_bytes = count * (bodies.body_bytes() as u64 + BARE_OVERHEAD_BYTES);
+    let log_bytes = count / JUDGED_BATCH as u64 * frame_bytes(JUDGED_BATCH, bodies.body_bytes()) as u64;
     let (folder, zeros) = (context.place.folder()?, vec![0; FILL_STEP_BYTES]);
     let path = || {
         let file = File::create(folder.path().join("log"))?;

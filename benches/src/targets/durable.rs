@@ -13,16 +13,13 @@ use crate::paths::group_commit::Writers;
 use crate::paths::house::House;
 use crate::store::EngineKind;
 use crate::table::bytes;
-use crate::workload::Bodies;
+use crate::workload::{Bodies, frame_bytes};
 
 /// Writers, messages that each sends at once, and how many times one message per sync they have to reach.
 const CASES: [(u64, u64, f64); 6] =
     [(1, 1, 0.7), (16, 1, 5.0), (64, 1, 16.0), (256, 1, 45.0), (1024, 1, 80.0), (16, 64, 220.0)];
 /// Messages per sync of the bare log beside them: a lone writer's, and those of 16 writers of batches of 64.
 const BARE_MESSAGES: [usize; 2] = [1, 1024];
-/// What a log's frame and a record of it add: a header, and a header with a short topic.
-const FRAME_BYTES: usize = 64;
-const RECORD_BYTES: usize = 69;
 /// How many times more rounds a lone writer makes, and one with some company: a pass has to last.
 const LONE_ROUNDS: u64 = 8;
 const FEW_ROUNDS: u64 = 4;
@@ -74,8 +71,7 @@ fn measure(context: &Context, bodies: &Arc<Bodies>, writers: Writers, times: f64
 /// What the disk alone allows a log: the same bytes, appended by one thread that does nothing else.
 fn bare(context: &Context, body_bytes: usize, messages: usize) -> Result<Row> {
     let mut file = SyncFile::new(context.place.directory())?;
-    let append_bytes = FRAME_BYTES + messages * (RECORD_BYTES + body_bytes);
-    let mut log = FreshLog::new(context.place.directory(), append_bytes)?;
+    let mut log = FreshLog::new(context.place.directory(), frame_bytes(messages, body_bytes))?;
     let limit = || Ok(1e6 / file.time(context.scale.limit_rounds)?.p50_us);
     let path = || {
         let mut time = Duration::ZERO;

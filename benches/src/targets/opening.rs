@@ -15,7 +15,7 @@ use crate::paths::fetch::{drop_pages, load};
 use crate::paths::reopen::copy;
 use crate::stopwatch::Stopwatch;
 use crate::table::short;
-use crate::workload::{Bodies, check_queue, queue};
+use crate::workload::{Bodies, check_queue, frame_bytes, queue};
 
 const BODY_BYTES: usize = 256;
 /// Milliseconds that a clean opening may take.
@@ -25,7 +25,7 @@ const SHORT_SHARE: u64 = 10;
 /// Bytes that the scan goes over: more than caches hold.
 const SCAN_BYTES: usize = 256 << 20;
 /// Bytes of one frame of 256 messages.
-const FRAME_BYTES: usize = 64 + 256 * (64 + 5 + BODY_BYTES);
+const FRAME_BYTES: usize = frame_bytes(256, BODY_BYTES);
 
 pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     let (bodies, all) = (Bodies::new(BODY_BYTES), context.scale.opened_messages);
