@@ -86,6 +86,8 @@ impl Chosen {
         (is_it && (position >= trusted_from || item_is_sound(item))).then_some(header)
     }
 
+    /// The record, once it was looked at. Its parts are cut out of the view one by one: cutting them out of the item, as
+    /// [`RecordHeader::record`] does for single records, makes a fetch a quarter slower.
     #[inline]
     fn stored(&self, reader: &mut SegmentReader<'_>) -> std::io::Result<StoredRecord> {
         let (position, size) = (self.entry.position, self.entry.size as usize);
