@@ -1,6 +1,9 @@
 //! Where benchmarks keep their stores.
 
+use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
@@ -9,10 +12,42 @@ use crate::Result;
 /// Chooses the directory for stores; by default it lies in the target directory.
 pub const DIRECTORY_VARIABLE: &str = "CUEMQ_BENCH_DIR";
 
-/// The directory that holds all stores of a run, each in a folder that is removed after use.
+/// Ends the name of the file that a run keeps locked while it lasts, beside its directory of the same name.
+const LOCK_EXTENSION: &str = "lock";
+
+/// The directory that holds all stores of a run, each in a folder that is removed after use. What is left of a run that
+/// was killed is removed by the next one in the same place.
 #[derive(Clone, Debug)]
 pub struct Place {
-    directory: PathBuf,
+    run: Arc<Run>,
+}
+
+#[derive(Debug)]
+struct Run {
+    // Before the lock, so that it is gone when somebody else may look for it.
+    directory: TempDir,
+    _lock: Lock,
+}
+
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    fn take(path: PathBuf) -> Result<Self> {
+        let file = File::create(&path)?;
+        file.try_lock()?;
+        Ok(Self { path, _file: file })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // What stays is an empty file, which the next run removes.
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 impl Place {
@@ -28,17 +63,21 @@ impl Place {
     /// A directory of the caller's choice; made if need be.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be made, or looked through for what killed runs have left.
     pub fn at(directory: PathBuf) -> Result<Self> {
         std::fs::create_dir_all(&directory)
             .map_err(|error| format!("the directory {} cannot be made: {error}", directory.display()))?;
-        Ok(Self { directory })
+        sweep(&directory)
+            .map_err(|error| format!("what is left in {} cannot be removed: {error}", directory.display()))?;
+        let own = tempfile::Builder::new().prefix("run-").tempdir_in(&directory)?;
+        let lock = Lock::take(own.path().with_extension(LOCK_EXTENSION))?;
+        Ok(Self { run: Arc::new(Run { directory: own, _lock: lock }) })
     }
 
     /// The directory itself.
     #[must_use]
     pub fn directory(&self) -> &Path {
-        &self.directory
+        self.run.directory.path()
     }
 
     /// A new folder, removed when the value is dropped.
@@ -46,6 +85,56 @@ impl Place {
     /// # Errors
     /// When it cannot be made.
     pub fn folder(&self) -> Result<TempDir> {
-        Ok(tempfile::Builder::new().prefix("store-").tempdir_in(&self.directory)?)
+        Ok(tempfile::Builder::new().prefix("store-").tempdir_in(self.directory())?)
+    }
+}
+
+/// Removes the directories of runs that have ended without doing so.
+fn sweep(directory: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let lock = entry?.path();
+        if lock.extension() != Some(OsStr::new(LOCK_EXTENSION)) {
+            continue;
+        }
+        // A run that has just ended may have taken it away.
+        let Ok(file) = File::open(&lock) else { continue };
+        if file.try_lock().is_err() {
+            continue;
+        }
+        match std::fs::remove_dir_all(lock.with_extension("")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => std::fs::remove_file(&lock)?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(directory: &Path) -> usize {
+        std::fs::read_dir(directory).unwrap().count()
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_and_a_living_one_is_left_alone() {
+        let home = tempfile::tempdir().unwrap();
+        let living = Place::at(home.path().to_owned()).unwrap();
+        let store = living.folder().unwrap();
+        // As a kill leaves it: the files are there and nobody has locked them.
+        let killed = home.path().join("run-killed");
+        std::fs::create_dir_all(killed.join("store-1")).unwrap();
+        std::fs::write(killed.with_extension(LOCK_EXTENSION), "").unwrap();
+        let foreign = home.path().join("somebody's");
+        std::fs::create_dir(&foreign).unwrap();
+        let next = Place::at(home.path().to_owned()).unwrap();
+        assert!(!killed.exists() && store.path().exists() && foreign.exists());
+        drop(next);
+        assert_eq!(names(home.path()), 3, "the living run, its lock, and what is not ours");
+        drop(store);
+        assert_eq!(names(living.directory()), 0);
+        drop(living);
+        assert_eq!(names(home.path()), 1);
     }
 }

@@ -102,7 +102,8 @@ fn main() -> ExitCode {
 type Facts = BTreeMap<String, u64>;
 
 fn parent(arguments: &Arguments) -> Result<()> {
-    let folder = Place::from_environment(Path::new("target"))?.folder()?;
+    let place = Place::from_environment(Path::new("target"))?;
+    let folder = place.folder()?;
     let (mut filled, mut from) = (Filled::default(), 0);
     for half in [arguments.timers / 2, arguments.timers - arguments.timers / 2] {
         from = filled.fill_and_kill(arguments, folder.path(), from, half)?;
