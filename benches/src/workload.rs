@@ -17,7 +17,7 @@ const HEADER_BYTES: usize = 64;
 /// Bytes in the map engine's log of one batch of messages of this topic, without attributes (`storage-mmap/FORMAT.md`).
 #[must_use]
 pub const fn frame_bytes(messages: usize, body_bytes: usize) -> usize {
-    HEADER_BYTES + messages * (HEADER_BYTES + TOPIC.len() + body_bytes)
+    HEADER_BYTES + messages * (HEADER_BYTES + TOPIC.len() + body_bytes).next_multiple_of(8)
 }
 /// Messages that one fetch of a check asks for.
 const CHECK_FETCH: FetchLimit = FetchLimit { max_messages: 1024, max_bytes: 8 << 20 };

@@ -6,7 +6,7 @@ use cuemq_storage_api::{
     Timestamp,
 };
 
-use crate::commit_log::format::{RECORD_HEADER_BYTES, RecordHeader, item_is_sound};
+use crate::commit_log::format::{RECORD_HEADER_BYTES, RecordHeader, in_frame, item_is_sound};
 use crate::commit_log::segment::SegmentReader;
 use crate::consume_queue::entry::Entry;
 use crate::health::read_failed;
@@ -151,7 +151,7 @@ impl Store {
         let trusted_from = self.trusted_from(log_end);
         for chosen in wanted {
             let entry = chosen.entry;
-            let seen = reader.in_view(entry.position, entry.size as usize);
+            let seen = reader.in_view(entry.position, in_frame(entry.size as usize));
             match seen.and_then(|item| chosen.header_in(item, queue, trusted_from)) {
                 Some(header) => chosen.see(&header),
                 // It lies elsewhere, or something is wrong with it.

@@ -11,7 +11,7 @@ use crate::replace::replace_file;
 use crate::settings::MmapSettings;
 
 /// The format this version writes. A higher minor number may be read and written, a higher major one not.
-pub(crate) const FORMAT_MAJOR: u16 = 1;
+pub(crate) const FORMAT_MAJOR: u16 = 2;
 /// See [`FORMAT_MAJOR`].
 pub(crate) const FORMAT_MINOR: u16 = 0;
 

@@ -10,7 +10,7 @@ use cuemq_storage_api::{
     StoredRecord, Timestamp, TopicName,
 };
 
-use crate::commit_log::format::{RECORD_HEADER_BYTES, RecordHeader, item_is_sound};
+use crate::commit_log::format::{RECORD_HEADER_BYTES, RecordHeader, in_frame, item_is_sound};
 use crate::commit_log::segment::SegmentReader;
 use crate::consume_queue::entry::Entry;
 use crate::health::{corrupt, read_failed};
@@ -107,7 +107,7 @@ impl Store {
         if !self.may_hold(position, size, log_end) {
             return Err(self.gone_or(operation, queue, offset, || damaged("is no record")));
         }
-        let item = match reader.look(position, entry.size as usize) {
+        let item = match reader.look(position, in_frame(entry.size as usize)) {
             Ok(item) => item,
             Err(error) => {
                 let place = self.segments.describe(position);
@@ -204,7 +204,7 @@ impl Store {
         if header.position != position || !self.may_hold(position, u64::from(header.len), log_end) {
             return Ok(None);
         }
-        let item = reader.slice(position, header.len as usize)?;
+        let item = reader.slice(position, in_frame(header.len as usize))?;
         Ok(item_is_sound(&item).then_some(Found { header, item }))
     }
 

@@ -157,14 +157,16 @@ fn stored_tag_hash(record: &Record) -> i64 {
 
 /// Bytes of the frame that carries a batch.
 pub(crate) fn frame_bytes(batch: &WriteBatch) -> u64 {
+    let in_frame = |item_len| format::in_frame(item_len) as u64;
     let items = batch.operations().iter().map(|operation| match operation {
         WriteOperation::Append { queue, records } => {
-            records.iter().map(|record| format::record_bytes(queue.topic.as_str(), record) as u64).sum()
+            let topic = queue.topic.as_str();
+            records.iter().map(|record| in_frame(format::record_bytes(topic, record))).sum()
         }
-        WriteOperation::Put { table, key, value } => format::row_bytes(table.as_str(), key, value) as u64,
+        WriteOperation::Put { table, key, value } => in_frame(format::row_bytes(table.as_str(), key, value)),
         WriteOperation::PutPlaced { .. } => unreachable!("{PLACES_ARE_RESOLVED}"),
-        WriteOperation::Delete { table, key } => format::row_bytes(table.as_str(), key, &[]) as u64,
-        WriteOperation::Trim { queue, .. } => format::trim_bytes(queue.topic.as_str()) as u64,
+        WriteOperation::Delete { table, key } => in_frame(format::row_bytes(table.as_str(), key, &[])),
+        WriteOperation::Trim { queue, .. } => in_frame(format::trim_bytes(queue.topic.as_str())),
     });
     format::frame_bytes(items.sum())
 }

@@ -3,8 +3,8 @@
 use cuemq_storage_api::Record;
 
 use super::format::{
-    FRAME_ALIGNMENT, FRAME_HEADER_BYTES, ITEM_PREFIX_BYTES, KIND_DELETE, KIND_PUT, KIND_RECORD, KIND_TRIM,
-    RECORD_HEADER_BYTES, RecordHeader, TRIM_BYTES, len_u8, len_u16, len_u32, row_bytes, trim_bytes,
+    FRAME_HEADER_BYTES, ITEM_PREFIX_BYTES, KIND_DELETE, KIND_PUT, KIND_RECORD, KIND_TRIM, RECORD_HEADER_BYTES,
+    RecordHeader, TRIM_BYTES, in_frame, len_u8, len_u16, len_u32, row_bytes, trim_bytes,
 };
 
 /// Encodes the items of one frame. The header's place is left alone: whoever gave the place fills it in last, when
@@ -100,35 +100,33 @@ impl<'a> FrameEncoder<'a> {
         self.seal(len);
     }
 
-    /// The place of the next item. A frame that was measured too small is a bug that must not write anything.
+    /// The place of the next item, of this length, with the zeros behind it. A frame that was measured too small is a bug that must not write anything.
     #[inline]
     fn place(&mut self, len: usize) -> &mut [u8] {
-        &mut self.frame[self.len..self.len + len]
+        &mut self.frame[self.len..self.len + in_frame(len)]
     }
 
     #[inline]
     fn seal(&mut self, len: usize) {
-        let item = &mut self.frame[self.len..self.len + len];
+        let item = &mut self.frame[self.len..self.len + in_frame(len)];
         let crc = crc32c::crc32c(&item[4..]).to_le_bytes();
         item[..4].copy_from_slice(&crc);
         self.sums.extend_from_slice(&crc);
         self.items += 1;
-        self.len += len;
+        self.len += in_frame(len);
     }
 
-    /// Pads the frame with zeros and says what its header has to say about the items.
+    /// Says what the frame's header has to say about the items.
     ///
     /// # Panics
     /// When the items do not end where the frame was said to end.
     pub(crate) fn finish(self) -> Encoded {
-        let padding = &mut self.frame[self.len..];
-        assert!(padding.len() < FRAME_ALIGNMENT, "the frame was measured larger than its items are");
-        padding.fill(0);
+        assert!(self.len == self.frame.len(), "the frame was measured larger than its items are");
         Encoded { items: self.items, items_crc: crc32c::crc32c(self.sums) }
     }
 }
 
-/// Copies the parts one behind the other; together they are exactly as long as the place.
+/// Copies the parts one behind the other, and zeros over what is left of the place.
 #[inline]
 fn fill(place: &mut [u8], parts: [&[u8]; 3]) {
     let [first, second, third] = parts;
@@ -138,5 +136,7 @@ fn fill(place: &mut [u8], parts: [&[u8]; 3]) {
     if !second.is_empty() {
         two.copy_from_slice(second);
     }
+    let (three, left) = three.split_at_mut(third.len());
     three.copy_from_slice(third);
+    left.fill(0);
 }

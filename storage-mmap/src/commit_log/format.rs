@@ -1,7 +1,7 @@
 //! The bytes of the commit log: frames and the items in them. `FORMAT.md` has the same as a table.
 //!
-//! A *frame* is one applied batch: a header, then one *item* per appended record, put, delete and trim, then zeros up
-//! to a multiple of 8. It counts only as a whole: every checksum in it must hold.
+//! A *frame* is one applied batch: a header, then one *item* per appended record, put, delete and trim, each filled up
+//! with zeros to a multiple of 8. It counts only as a whole: every checksum in it must hold.
 
 use bytes::{Buf, Bytes};
 use cuemq_storage_api::{Attributes, Record, Timestamp};
@@ -10,11 +10,12 @@ use cuemq_storage_api::{Attributes, Record, Timestamp};
 pub(crate) const FRAME_HEADER_BYTES: usize = 64;
 /// Bytes of an appended record's header.
 pub(crate) const RECORD_HEADER_BYTES: usize = 64;
-/// Frames begin and end at multiples of this, so that a search for them can go in steps.
-pub(crate) const FRAME_ALIGNMENT: usize = 8;
+/// Frames and the items in them begin and end at multiples of this: a search for frames can go in steps, and a checksum
+/// takes whole words of an item and no single bytes, whose number a processor would have to guess.
+pub(crate) const ALIGNMENT: usize = 8;
 
 const MAGIC: [u8; 4] = *b"CqFr";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const FLAG_BLANK: u16 = 1;
 pub(super) const ITEM_PREFIX_BYTES: usize = 16;
 pub(super) const TRIM_BYTES: usize = 24;
@@ -85,11 +86,11 @@ impl FrameHeader {
             blank: flags & FLAG_BLANK != 0,
         };
         let whole = header.len as usize;
-        let sound = whole >= FRAME_HEADER_BYTES && whole.is_multiple_of(FRAME_ALIGNMENT);
+        let sound = whole >= FRAME_HEADER_BYTES && whole.is_multiple_of(ALIGNMENT);
         sound.then_some((header, crc))
     }
 
-    /// Whether the bytes behind the header are exactly this frame's items, each whole, and zero padding.
+    /// Whether the bytes behind the header are exactly this frame's items, each whole.
     pub(crate) fn vouches_for(&self, items: &[u8]) -> bool {
         if self.blank {
             return self.items == 0;
@@ -100,26 +101,32 @@ impl FrameHeader {
             crc = crc32c::crc32c_append(crc, &item[..4]);
             rest = tail;
         }
-        crc == self.items_crc && rest.len() < FRAME_ALIGNMENT && rest.iter().all(|byte| *byte == 0)
+        crc == self.items_crc && rest.is_empty()
     }
 }
 
-/// Bytes of a frame around items of this size.
+/// Bytes of a frame around items that take so many bytes in it.
 pub(crate) const fn frame_bytes(items: u64) -> u64 {
-    (FRAME_HEADER_BYTES as u64 + items).next_multiple_of(FRAME_ALIGNMENT as u64)
+    FRAME_HEADER_BYTES as u64 + items
 }
 
-/// Bytes of the item that carries a record.
+/// Bytes that an item of this length takes in a frame.
+#[inline]
+pub(crate) const fn in_frame(item_len: usize) -> usize {
+    item_len.next_multiple_of(ALIGNMENT)
+}
+
+/// Length of the item that carries a record.
 pub(crate) fn record_bytes(topic: &str, record: &Record) -> usize {
     RECORD_HEADER_BYTES + topic.len() + record.payload_bytes()
 }
 
-/// Bytes of the item that sets or (without a value) removes a row.
+/// Length of the item that sets or (without a value) removes a row.
 pub(crate) fn row_bytes(table: &str, key: &[u8], value: &[u8]) -> usize {
     ITEM_PREFIX_BYTES + table.len() + key.len() + value.len()
 }
 
-/// Bytes of the item that trims a queue.
+/// Length of the item that trims a queue.
 pub(crate) fn trim_bytes(topic: &str) -> usize {
     TRIM_BYTES + topic.len()
 }
@@ -215,16 +222,16 @@ pub(crate) enum Item<'a> {
     Trim { topic: &'a [u8], queue: u32, before: u64 },
 }
 
-/// Cuts one item off the front, going by its length alone.
+/// Cuts one item off the front with the zeros behind it, going by its length alone.
 fn split_item(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     if bytes.len() < ITEM_PREFIX_BYTES {
         return None;
     }
     let len = u32_at(bytes, 4) as usize;
-    if len < ITEM_PREFIX_BYTES { None } else { bytes.split_at_checked(len) }
+    if len < ITEM_PREFIX_BYTES { None } else { bytes.split_at_checked(in_frame(len)) }
 }
 
-/// Whether a whole item's checksum holds.
+/// Whether the checksum of an item holds, given with the zeros behind it.
 pub(crate) fn item_is_sound(item: &[u8]) -> bool {
     item.len() >= ITEM_PREFIX_BYTES && crc32c::crc32c(&item[4..]) == u32_at(item, 0)
 }
@@ -262,7 +269,9 @@ impl<'a> Iterator for Items<'a> {
     }
 }
 
+/// What an item says, of which `bytes` holds all up to the zeros and these too.
 fn decode_item(bytes: &[u8]) -> Option<Item<'_>> {
+    let bytes = bytes.get(..u32_at(bytes, 4) as usize)?;
     let name_len = usize::from(bytes[9]);
     match bytes[8] {
         KIND_RECORD => Some(Item::Record { header: RecordHeader::decode(bytes)?, bytes }),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use cuemq_storage_api::Result;
 
 use crate::commit_log::LogEnd;
-use crate::commit_log::format::{FRAME_ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader};
+use crate::commit_log::format::{ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader};
 use crate::commit_log::segment::Segments;
 use crate::files::{LayerFile, OpenMode};
 use crate::health::{corrupt, read_failed};
@@ -140,7 +140,7 @@ impl Remains {
     }
 
     fn look_for_headers(&mut self, piece: &[u8], position: u64, epoch: u32) {
-        for skip in (0..piece.len()).step_by(FRAME_ALIGNMENT) {
+        for skip in (0..piece.len()).step_by(ALIGNMENT) {
             let Some((header, _)) = FrameHeader::decode(&piece[skip..]) else { continue };
             if header.position == position + skip as u64 && header.epoch <= epoch {
                 self.durable_upto = self.durable_upto.max(header.durable_upto);
