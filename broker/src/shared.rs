@@ -10,7 +10,7 @@ use cuemq_storage_api::{GroupName, Timestamp, TopicName};
 use crate::actors::application::ApplicationHandle;
 use crate::actors::delay::DelayHandle;
 use crate::actors::expiry::ExpiryHandle;
-use crate::actors::group::GroupHandle;
+use crate::actors::group::{GroupHandle, GroupRequest};
 use crate::actors::supervisor::Supervision;
 use crate::actors::topic::TopicHandle;
 use crate::actors::transaction::TransactionHandle;
@@ -129,6 +129,13 @@ impl Shared {
             ErrorKind::Closed => self.check_running().err().unwrap_or(error),
             _ => error,
         })
+    }
+
+    /// Has every group look at a topic that has come, has changed or is gone: each knows itself whether it reads it.
+    pub(crate) fn topic_changed(&self, topic: &TopicName) {
+        for (_, group) in self.groups.all() {
+            group.post(GroupRequest::TopicChanged { topic: topic.clone() });
+        }
     }
 
     /// Answers everybody who is still waiting for an actor, and whoever asks from now on: the actors are gone.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use actix::{AtomicResponse, Context, Handler, Message, WrapFuture};
 use cuemq_storage_api::{Engine, TopicName, WriteBatch};
 
-use super::group::{GroupRequest, hold_groups};
+use super::group::hold_groups;
 use super::root::{KIND, RootActor};
 use super::topic::{TopicHandle, readable};
 use crate::audit::audit_row;
@@ -72,9 +72,7 @@ struct Changing<'a> {
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
         self.topic.set_changing(false);
-        for (_, group) in self.shared.groups.all() {
-            group.post(GroupRequest::TopicChanged { topic: self.topic.name().clone() });
-        }
+        self.shared.topic_changed(self.topic.name());
     }
 }
 

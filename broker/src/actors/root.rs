@@ -120,9 +120,7 @@ impl RootActor {
         let changes = read_changes(&**engine, &name)?.into_iter().map(|(_, change)| change.within(counts.1)).collect();
         let handle = Arc::new(TopicHandle::new(&self.shared, name.clone(), counts, changes, flush, row.rules)?);
         self.shared.topics.insert(name.clone(), Arc::clone(&handle));
-        for (_, group) in self.shared.groups.all() {
-            group.post(GroupRequest::TopicChanged { topic: name.clone() });
-        }
+        self.shared.topic_changed(&name);
         Ok(handle)
     }
 
@@ -284,9 +282,7 @@ impl Handler<DeleteTopic> for RootActor {
         let removed = self.shared.topics.remove(&m.name);
         if let Some(handle) = &removed {
             handle.close();
-            for (_, group) in self.shared.groups.all() {
-                group.post(GroupRequest::TopicChanged { topic: m.name.clone() });
-            }
+            self.shared.topic_changed(&m.name);
         }
         let stored = async move {
             let Some(handle) = removed else {

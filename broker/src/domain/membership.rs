@@ -166,8 +166,28 @@ impl Membership {
         }
     }
 
+    /// Tells that a topic has come, has changed or is gone, and how many queues it has now. One to which no member
+    /// subscribes and which nobody has reserved is forgotten: of the topics of others a group knows nothing, so that none
+    /// of its changes goes through them.
+    pub(crate) fn topic_changed(
+        &mut self,
+        topic: &TopicName,
+        queues: Option<QueueCount>,
+        now: Timestamp,
+        out: &mut Vec<MembershipEffect>,
+    ) {
+        match queues.filter(|_| self.is_about(topic)) {
+            Some(queues) => self.set_topic(topic.clone(), queues, now, out),
+            None => self.remove_topic(topic, now, out),
+        }
+    }
+
+    fn is_about(&self, topic: &TopicName) -> bool {
+        self.reserved.contains_key(topic) || self.members.values().any(|subscribed| subscribed.contains(topic))
+    }
+
     /// Tells that a topic is gone; its holders are asked to release.
-    pub(crate) fn remove_topic(&mut self, topic: &TopicName, now: Timestamp, out: &mut Vec<MembershipEffect>) {
+    fn remove_topic(&mut self, topic: &TopicName, now: Timestamp, out: &mut Vec<MembershipEffect>) {
         if self.topics.remove(topic).is_some() {
             self.rebalance(now, out);
         }

@@ -130,7 +130,7 @@ fn topics_go_to_their_subscribers_only() {
     assert!(subscribed(&group, &topic(1)) && !subscribed(&group, &topic(2)));
 
     out.clear();
-    group.remove_topic(&topic(1), START, &mut out);
+    group.topic_changed(&topic(1), None, START, &mut out);
     assert_eq!(out, [Revoke { member: member(1), queue: other.clone(), lease: Lease(3) }, Deadline { at: LATER }]);
     out.clear();
     group.released(&other, Lease(3), &mut out).unwrap();
@@ -138,10 +138,36 @@ fn topics_go_to_their_subscribers_only() {
 }
 
 #[test]
+fn the_topics_of_others_leave_nothing_behind() {
+    let mut group = one_member_with_two_queues();
+    let (before, mut out) = (group.clone(), Vec::new());
+    for other in 1..50 {
+        group.topic_changed(&topic(other), Some(count(4)), START, &mut out);
+    }
+    assert_eq!((&group, &out), (&before, &vec![]), "nobody here subscribes to them");
+
+    let (reader, everything) = (QueueKey::new(topic(7), QueueId::FIRST), member(9));
+    group.reserve(topic(7), count(1), everything.clone(), START, &mut out);
+    assert_eq!(out, [Grant { member: everything.clone(), queue: reader, lease: Lease(3) }]);
+    out.clear();
+    group.topic_changed(&topic(7), Some(count(2)), START, &mut out);
+    let second = QueueKey::new(topic(7), QueueId::new(1).unwrap());
+    assert_eq!(out, [Grant { member: everything, queue: second, lease: Lease(4) }], "a reserved topic is followed");
+
+    out.clear();
+    group.leave(&member(0), START, &mut out);
+    group.topic_changed(&topic(0), Some(count(3)), START, &mut out);
+    assert!(!group.topics.contains_key(&topic(0)), "its last reader has left");
+    group.set_topic(topic(0), count(3), START, &mut out);
+    group.join(member(1), topics(&[0]), None, START, &mut out).unwrap();
+    assert_eq!(out, [grant(1, 0, 5), grant(1, 1, 6), grant(1, 2, 7)]);
+}
+
+#[test]
 fn a_topic_grows_while_it_is_consumed() {
     let mut group = one_member_with_two_queues();
     let mut out = Vec::new();
-    group.set_topic(topic(0), count(3), START, &mut out);
+    group.topic_changed(&topic(0), Some(count(3)), START, &mut out);
     assert_eq!(out, [grant(0, 2, 3)]);
     assert_eq!(group.last_lease, Lease(3));
 }
@@ -267,7 +293,7 @@ impl World {
                 group.leave(&member(m), now, &mut out);
             }
             Step::SetTopic(t, n) => group.set_topic(topic(t), count(n), now, &mut out),
-            Step::RemoveTopic(t) => group.remove_topic(&topic(t), now, &mut out),
+            Step::RemoveTopic(t) => group.topic_changed(&topic(t), None, now, &mut out),
             Step::SetStrategy(strategy) => group.set_strategy(strategy, now, &mut out),
             Step::Release(n) => {
                 if let Some((queue, lease)) = self.asked.iter().nth(n).map(|(q, l)| (q.clone(), *l)) {

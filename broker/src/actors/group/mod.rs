@@ -370,10 +370,8 @@ impl GroupActor {
             tracing::error!(group = %self.group, %topic, %error, "new queues cannot be taken up");
         }
         let (now, mut effects) = (self.shared.clock.now(), Vec::new());
-        match self.shared.topics.get(topic) {
-            Some(handle) => self.membership.set_topic(topic.clone(), handle.queue_count(), now, &mut effects),
-            None => self.membership.remove_topic(topic, now, &mut effects),
-        }
+        let queues = self.shared.topics.get(topic).map(|handle| handle.queue_count());
+        self.membership.topic_changed(topic, queues, now, &mut effects);
         self.perform(effects, ctx);
     }
 
