@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -58,6 +59,33 @@ impl FreshLog {
         self.file.sync_data()?;
         self.appends += 1;
         Ok(watch.elapsed())
+    }
+
+    /// The same so many times for a thread that asks for each append and waits for the answer; returns the time in all.
+    /// No log that a thread owns answers another thread sooner.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn append_when_asked(&mut self, appends: u64) -> Result<Duration> {
+        let (ask, asked) = sync_channel::<()>(1);
+        let (answer, answered) = sync_channel(1);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for () in asked {
+                    // The asker has gone away only when it failed itself.
+                    if answer.send(self.append().map(|_| ())).is_err() {
+                        return;
+                    }
+                }
+            });
+            let watch = Stopwatch::start();
+            for _ in 0..appends {
+                ask.send(())?;
+                answered.recv()??;
+            }
+            drop(ask);
+            Ok(watch.elapsed())
+        })
     }
 
     /// Reads everything back; returns how many appends there are.

@@ -32,7 +32,9 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
             rows.push(measure(context, &bodies, Writers { count, batch }, times)?);
         }
         for messages in BARE_MESSAGES {
-            rows.push(bare(context, body_bytes, messages)?);
+            for asker in [Asker::None, Asker::Thread] {
+                rows.push(bare(context, body_bytes, messages, asker)?);
+            }
         }
     }
     Ok(rows)
@@ -68,28 +70,43 @@ fn measure(context: &Context, bodies: &Arc<Bodies>, writers: Writers, times: f64
     Ok(subject.row(pairs, house.move_out()?))
 }
 
+/// Who wants the appends of a bare log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asker {
+    /// The thread itself that appends.
+    None,
+    /// Another one, which waits for each, as a sender does whose log is an actor's.
+    Thread,
+}
+
 /// What the disk alone allows a log: the same bytes, appended by one thread that does nothing else.
-fn bare(context: &Context, body_bytes: usize, messages: usize) -> Result<Row> {
+fn bare(context: &Context, body_bytes: usize, messages: usize, asker: Asker) -> Result<Row> {
     let mut file = SyncFile::new(context.place.directory())?;
     let mut log = FreshLog::new(context.place.directory(), frame_bytes(messages, body_bytes))?;
     let limit = || Ok(1e6 / file.time(context.scale.limit_rounds)?.p50_us);
     let path = || {
-        let mut time = Duration::ZERO;
-        for _ in 0..context.scale.durable_rounds {
-            time += log.append()?;
-        }
-        Ok(per_second(context.scale.durable_rounds * messages as u64, time))
+        let rounds = context.scale.durable_rounds;
+        let time = match asker {
+            Asker::Thread => log.append_when_asked(rounds)?,
+            Asker::None => (0..rounds).map(|_| log.append()).sum::<Result<Duration>>()?,
+        };
+        Ok(per_second(rounds * messages as u64, time))
     };
     let pairs = side_by_side(context.scale.pairs, limit, path)?;
+    let (who, whom) = match asker {
+        Asker::None => ("", ""),
+        Asker::Thread => (" of another thread", " whenever another thread asks and waits for it"),
+    };
     let subject = Subject {
         number: 5,
-        name: format!("bare log, {}, {messages} to a sync", bytes(body_bytes)),
+        name: format!("bare log{who}, {}, {messages} to a sync", bytes(body_bytes)),
         unit: "msg/s",
         flush: "durable",
         limit: "1/SYNC",
         goal: Goal::None,
-        note: "one thread appends as many bytes to room that the disk has promised, and syncs; no broker, no checksum"
-            .into(),
+        note: format!(
+            "one thread appends as many bytes to room that the disk has promised, and syncs{whom}; no broker, no checksum"
+        ),
     };
     Ok(subject.row(pairs, log.check()? * messages as u64))
 }
