@@ -10,7 +10,7 @@ use crate::workload::{BODIES, Bodies};
 /// As large as the commit log's own record header.
 const HEADER_BYTES: usize = 64;
 /// RocketMQ's consume-queue entry: position, size, tag hash.
-const ENTRY_BYTES: usize = 20;
+pub(super) const ENTRY_BYTES: usize = 20;
 /// Larger than the caches of most cores, as a log is.
 const LOG_BYTES: usize = 64 << 20;
 /// Passes whose median counts.
@@ -31,7 +31,7 @@ impl Encoder {
     #[must_use]
     pub fn new(body_bytes: usize) -> Self {
         let bodies = Bodies::new(body_bytes);
-        let record_bytes = (HEADER_BYTES + body_bytes).next_multiple_of(8);
+        let record_bytes = record_bytes(body_bytes);
         let records = LOG_BYTES / record_bytes;
         let mut encoder = Self {
             bodies: (0..BODIES).map(|number| bodies.body(number)).collect(),
@@ -66,7 +66,20 @@ impl Encoder {
     }
 }
 
-fn encode(record: &mut [u8], entry: &mut [u8], body: &[u8], number: u64) {
+/// Bytes that a message takes in a log.
+pub(super) fn record_bytes(body_bytes: usize) -> usize {
+    (HEADER_BYTES + body_bytes).next_multiple_of(8)
+}
+
+/// Whether a record is this message.
+pub(super) fn is_whole(record: &[u8], body: &[u8], number: u64) -> bool {
+    let crc = crc32c::crc32c(&record[4..HEADER_BYTES + body.len()]);
+    record[..4] == crc.to_le_bytes()
+        && record[20..28] == number.to_le_bytes()
+        && record[HEADER_BYTES..HEADER_BYTES + body.len()] == *body
+}
+
+pub(super) fn encode(record: &mut [u8], entry: &mut [u8], body: &[u8], number: u64) {
     let position = number * record.len() as u64;
     record[4..12].copy_from_slice(&(body.len() as u64).to_le_bytes());
     record[12..20].copy_from_slice(&position.to_le_bytes());

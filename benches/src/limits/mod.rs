@@ -3,6 +3,7 @@
 mod encode;
 mod fresh;
 mod ping;
+mod pipeline;
 mod sync;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use encode::Encoder;
 pub use fresh::FreshLog;
 pub use ping::ping_time;
+pub use pipeline::Pipeline;
 pub use sync::SyncFile;
 
 use crate::Result;

@@ -12,7 +12,7 @@ use super::row::{Goal, Pair, Row, Subject, side_by_side};
 use super::scale::Scale;
 use super::{Context, per_second};
 use crate::Result;
-use crate::limits::Encoder;
+use crate::limits::{Encoder, Pipeline};
 use crate::stopwatch::{Stopwatch, processor_time};
 use crate::table::bytes;
 use crate::workload::{Bodies, check_queue, frame_bytes, queue};
@@ -37,6 +37,7 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
         }
         rows.extend(measure(context, &bodies, &mut encoder, JUDGED_BATCH, Room::PreWritten)?);
         rows.push(filling(context, &bodies, &mut encoder)?);
+        rows.push(piping(context, &bodies, &mut encoder)?);
     }
     Ok(rows)
 }
@@ -135,6 +136,25 @@ fn filling(context: &Context, bodies: &Bodies, encoder: &mut Encoder) -> Result<
         note: "one thread writes as many zeros as the messages take in the log; no message, no checksum".into(),
     };
     Ok(subject.row(pairs, count))
+}
+
+/// What two threads reach that do nothing but encode the messages and have them written: no log that the system holds can
+/// be faster on a fresh file.
+fn piping(context: &Context, bodies: &Bodies, encoder: &mut Encoder) -> Result<Row> {
+    let count = Scale::messages(context.scale.append_bytes, bodies.body_bytes(), JUDGED_BATCH);
+    let pipeline = Pipeline::new(bodies, &context.place)?;
+    let path = || Ok(per_second(count, pipeline.append(count)?));
+    let pairs = side_by_side(context.scale.pairs, || Ok(encoder.rate()), path)?;
+    let subject = Subject {
+        number: 1,
+        name: format!("bare log of two threads, {}, fresh file", bytes(bodies.body_bytes())),
+        unit: "msg/s",
+        flush: "buffered",
+        limit: "LIMIT",
+        goal: Goal::None,
+        note: "one encodes as LIMIT does, one writes; no batch to take apart, nobody can read what is under way".into(),
+    };
+    Ok(subject.row(pairs, pipeline.check(count)?))
 }
 
 /// A new store, to which passes append.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use cuemq::Flush;
 
-use super::row::{Goal, Pair, Row, Subject};
+use super::row::{Goal, Pair, Row, Subject, side_by_side};
 use super::scale::Scale;
 use super::{Context, per_second};
 use crate::Result;
-use crate::limits::Encoder;
+use crate::limits::{Encoder, Pipeline};
 use crate::paths::end_to_end::{GROUP, check_all_acknowledged, transfer, transfer_by_pop};
 use crate::paths::house::House;
 use crate::paths::send::{Load, send};
@@ -99,10 +99,37 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
         let (bodies, mut encoder) = (Arc::new(Bodies::new(body_bytes)), Encoder::new(body_bytes));
         for way in WAYS {
             rows.extend(way.rows(body_bytes, measure(context, &bodies, &mut encoder, way)?));
+            rows.push(bare(context, &bodies, &mut encoder, way)?);
         }
     }
     rows.sort_by_key(|row| row.number);
     Ok(rows)
+}
+
+/// What three threads reach that do nothing but make the messages, encode them and have them written, over bare channels:
+/// no broker whose log the system holds can be faster on these cores.
+fn bare(context: &Context, bodies: &Bodies, encoder: &mut Encoder, way: Way) -> Result<Row> {
+    let count = Scale::messages(context.scale.send_bytes, bodies.body_bytes(), way.batch);
+    let pipeline = Pipeline::new(bodies, &context.place)?;
+    let path = || {
+        let time = match way.load(count) {
+            Load::Singles { in_flight, count } => pipeline.send_singles(in_flight, count)?,
+            Load::Batches { batch, in_flight, count } => pipeline.send_batches(batch as u64, in_flight, count)?,
+        };
+        Ok(per_second(count, time))
+    };
+    let pairs = side_by_side(context.scale.pairs, || Ok(encoder.rate()), path)?;
+    let subject = Subject {
+        number: 2,
+        name: format!("bare pipeline of three threads, {}, {}", bytes(bodies.body_bytes()), way.name),
+        unit: "msg/s",
+        flush: "buffered",
+        limit: "LIMIT",
+        goal: Goal::None,
+        note: "one makes the messages, one encodes them as LIMIT does, one writes; bare channels, receipts that promise nothing"
+            .into(),
+    };
+    Ok(subject.row(pairs, pipeline.check(count)?))
 }
 
 /// Pairs of both targets, the second in two ways, and how many messages of each were read back.
