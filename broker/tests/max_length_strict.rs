@@ -313,7 +313,12 @@ async fn a_diversion_ends_where_there_is_no_room(store: Store) {
     };
     let (report, held) =
         futures_util::future::join(broker.divert("group", "orders", "loose", DivertOptions::new()), held).await;
-    assert_eq!((report.unwrap().moved, held), (7, ("3".to_owned(), "4".to_owned())));
+    // Who reads and who makes room are not in step: it holds two of the seven, in order, and the others make way.
+    let (first, second) = held;
+    let moved = names(3..10);
+    let place = |body: &String| moved.iter().position(|name| name == body).unwrap();
+    assert!(place(&first) < place(&second), "{first} and {second}");
+    assert_eq!(report.unwrap().moved, 7);
     assert_eq!(end(&broker, "loose"), 7);
     drop(reader);
     let is_two = async || broker.describe_topic("%DLQ%other").is_ok_and(|topic| topic.queues[0].end.get() == 5);
