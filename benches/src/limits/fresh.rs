@@ -62,7 +62,7 @@ impl FreshLog {
     }
 
     /// The same so many times for a thread that asks for each append and waits for the answer; returns the time in all.
-    /// No log that a thread owns answers another thread sooner.
+    /// Both threads sleep while they wait; one that stays awake answers sooner.
     ///
     /// # Errors
     /// When the file cannot be written.

@@ -138,8 +138,8 @@ fn filling(context: &Context, bodies: &Bodies, encoder: &mut Encoder) -> Result<
     Ok(subject.row(pairs, count))
 }
 
-/// What two threads reach that do nothing but encode the messages and have them written: no log that the system holds can
-/// be faster on a fresh file.
+/// What two threads reach that do nothing but encode the messages and have them written. A comparison and no bound: a log
+/// that stores into the map spares the copy, and large messages make it the faster one.
 fn piping(context: &Context, bodies: &Bodies, encoder: &mut Encoder) -> Result<Row> {
     let count = Scale::messages(context.scale.append_bytes, bodies.body_bytes(), JUDGED_BATCH);
     let pipeline = Pipeline::new(bodies, &context.place)?;

@@ -106,8 +106,8 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// What three threads reach that do nothing but make the messages, encode them and have them written, over bare channels:
-/// no broker whose log the system holds can be faster on these cores.
+/// What three threads reach that do nothing but make the messages, encode them and have them written, over bare channels. A
+/// comparison and no bound, as in target 1.
 fn bare(context: &Context, bodies: &Bodies, encoder: &mut Encoder, way: Way) -> Result<Row> {
     let count = Scale::messages(context.scale.send_bytes, bodies.body_bytes(), way.batch);
     let pipeline = Pipeline::new(bodies, &context.place)?;
