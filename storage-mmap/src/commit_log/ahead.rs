@@ -11,6 +11,9 @@ use std::thread::Thread;
 use crate::commit_log::room::{FILL_STEP_BYTES, Room};
 use crate::commit_log::window::{WINDOW_BYTES, Window};
 
+/// The next window is made ready once so much was written since the last sync: with less than that, another sync is to be
+/// expected before the window is used, which then has its pages to write.
+const WINDOW_AFTER_BYTES: u64 = 2 << 20;
 /// Windows that are used up and still mapped, at most.
 const MAX_RETIRED_WINDOWS: usize = 4;
 
@@ -118,7 +121,7 @@ impl Ahead {
     /// Where the next window is due: it is filled, none was made ready for it, and no sync is to be expected soon.
     fn due_window(&self, room: &Room) -> Option<u64> {
         let next = (room.used() / WINDOW_BYTES + 1) * WINDOW_BYTES;
-        let is_due = self.unsynced.load(Ordering::Relaxed) >= WINDOW_BYTES
+        let is_due = self.unsynced.load(Ordering::Relaxed) >= WINDOW_AFTER_BYTES
             && next < room.segment_bytes()
             && self.window_for.load(Ordering::Relaxed) < room.start + next
             && room.is_filled_to(next + WINDOW_BYTES);
@@ -152,7 +155,7 @@ impl Ahead {
                 window.populate();
                 let mut slot = self.window();
                 // A sync that came in between may have cleaned the pages.
-                if self.unsynced.load(Ordering::Relaxed) >= WINDOW_BYTES {
+                if self.unsynced.load(Ordering::Relaxed) >= WINDOW_AFTER_BYTES {
                     *slot = Some(window);
                 }
                 Ok(())

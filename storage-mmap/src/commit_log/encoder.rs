@@ -2,9 +2,10 @@
 
 use cuemq_storage_api::Record;
 
+use super::checksum::{self, LANES};
 use super::format::{
-    FRAME_HEADER_BYTES, ITEM_PREFIX_BYTES, KIND_DELETE, KIND_PUT, KIND_RECORD, KIND_TRIM, RECORD_HEADER_BYTES,
-    RecordHeader, TRIM_BYTES, in_frame, len_u8, len_u16, len_u32, row_bytes, trim_bytes,
+    ALIGNMENT, FRAME_HEADER_BYTES, ITEM_PREFIX_BYTES, KIND_DELETE, KIND_PUT, KIND_RECORD, KIND_TRIM,
+    RECORD_HEADER_BYTES, RecordHeader, TRIM_BYTES, in_frame, len_u8, len_u16, len_u32, row_bytes, trim_bytes,
 };
 
 /// Encodes the items of one frame. The header's place is left alone: whoever gave the place fills it in last, when
@@ -17,6 +18,9 @@ pub(crate) struct FrameEncoder<'a> {
     /// The checksums of the items so far: one checksum over many of them costs less than many steps of it.
     sums: &'a mut Vec<u8>,
     items: u32,
+    /// Where the last items begin, of which so many stand and lack their checksums.
+    open: [usize; LANES],
+    open_items: usize,
 }
 
 /// What a frame's header says about its items.
@@ -33,7 +37,7 @@ impl<'a> FrameEncoder<'a> {
     /// `sums` is scratch room, to be used again and again.
     pub(crate) fn new(frame: &'a mut [u8], sums: &'a mut Vec<u8>) -> Self {
         sums.clear();
-        Self { frame, len: FRAME_HEADER_BYTES, sums, items: 0 }
+        Self { frame, len: FRAME_HEADER_BYTES, sums, items: 0, open: [0; LANES], open_items: 0 }
     }
 
     /// Bytes so far, the header's place included: where the next item begins within the frame.
@@ -59,7 +63,7 @@ impl<'a> FrameEncoder<'a> {
         head[48..56].copy_from_slice(&header.tag_hash.to_le_bytes());
         head[56..64].copy_from_slice(&(u64::from(header.queue) | u64::from(header.epoch) << 32).to_le_bytes());
         fill(parts, [topic.as_bytes(), record.attributes.as_bytes(), &record.body]);
-        self.seal(header.len as usize);
+        self.end_item(header.len as usize);
     }
 
     /// Adds the setting of a row.
@@ -82,7 +86,7 @@ impl<'a> FrameEncoder<'a> {
         head[10..12].copy_from_slice(&len_u16(key.len()).to_le_bytes());
         head[12..16].copy_from_slice(&len_u32(value.len()).to_le_bytes());
         fill(parts, [table.as_bytes(), key, value]);
-        self.seal(len);
+        self.end_item(len);
     }
 
     /// Adds the trimming of a queue.
@@ -97,7 +101,7 @@ impl<'a> FrameEncoder<'a> {
         head[12..16].copy_from_slice(&queue.to_le_bytes());
         head[16..24].copy_from_slice(&before.to_le_bytes());
         fill(parts, [topic.as_bytes(), &[], &[]]);
-        self.seal(len);
+        self.end_item(len);
     }
 
     /// The place of the next item, of this length, with the zeros behind it. A frame that was measured too small is a bug that must not write anything.
@@ -106,21 +110,45 @@ impl<'a> FrameEncoder<'a> {
         &mut self.frame[self.len..self.len + in_frame(len)]
     }
 
-    #[inline]
-    fn seal(&mut self, len: usize) {
-        let item = &mut self.frame[self.len..self.len + in_frame(len)];
-        let crc = crc32c::crc32c(&item[4..]).to_le_bytes();
-        item[..4].copy_from_slice(&crc);
-        self.sums.extend_from_slice(&crc);
+    /// Ends the item in its [`place`](Self::place). Its checksum comes with those of its neighbours.
+    #[inline(always)]
+    fn end_item(&mut self, len: usize) {
+        let [_, first, second] = self.open;
+        self.open = [first, second, self.len];
+        self.open_items += 1;
         self.items += 1;
         self.len += in_frame(len);
+        if self.open_items == LANES {
+            self.seal_open();
+        }
+    }
+
+    /// Gives as many items their checksums as are computed side by side.
+    fn seal_open(&mut self) {
+        let [first, second, third] = self.open;
+        let items = [&self.frame[first..second], &self.frame[second..third], &self.frame[third..self.len]];
+        for (start, sum) in self.open.into_iter().zip(checksum::of_items(items)) {
+            self.seal(start, sum);
+        }
+        self.open_items = 0;
+    }
+
+    #[inline]
+    fn seal(&mut self, start: usize, sum: u32) {
+        let sum = sum.to_le_bytes();
+        self.frame[start..start + sum.len()].copy_from_slice(&sum);
+        self.sums.extend_from_slice(&sum);
     }
 
     /// Says what the frame's header has to say about the items.
     ///
     /// # Panics
     /// When the items do not end where the frame was said to end.
-    pub(crate) fn finish(self) -> Encoded {
+    pub(crate) fn finish(mut self) -> Encoded {
+        let ends = [self.open[1], self.open[2], self.len];
+        for (start, end) in self.open.into_iter().zip(ends).skip(LANES - self.open_items) {
+            self.seal(start, checksum::of_item(&self.frame[start..end]));
+        }
         assert!(self.len == self.frame.len(), "the frame was measured larger than its items are");
         Encoded { items: self.items, items_crc: crc32c::crc32c(self.sums) }
     }
@@ -129,14 +157,32 @@ impl<'a> FrameEncoder<'a> {
 /// Copies the parts one behind the other, and zeros over what is left of the place.
 #[inline]
 fn fill(place: &mut [u8], parts: [&[u8]; 3]) {
+    // What is left is less than a word, so the parts come over all of this but that.
+    if let Some(last) = place.last_chunk_mut::<ALIGNMENT>() {
+        *last = [0; ALIGNMENT];
+    }
     let [first, second, third] = parts;
     let (one, rest) = place.split_at_mut(first.len());
-    one.copy_from_slice(first);
+    copy_short(one, first);
     let (two, three) = rest.split_at_mut(second.len());
     if !second.is_empty() {
         two.copy_from_slice(second);
     }
     let (three, left) = three.split_at_mut(third.len());
     three.copy_from_slice(third);
-    left.fill(0);
+    debug_assert!(left.iter().all(|&byte| byte == 0), "zeros follow an item");
+}
+
+/// Copies a name, which mostly has less than 17 bytes: two words that may overlap instead of a call.
+#[inline]
+fn copy_short(to: &mut [u8], from: &[u8]) {
+    if let (Some(first), Some(last), 8..=16) = (from.first_chunk::<8>(), from.last_chunk::<8>(), from.len()) {
+        to[..8].copy_from_slice(first);
+        to[from.len() - 8..].copy_from_slice(last);
+    } else if let (Some(first), Some(last), 4..8) = (from.first_chunk::<4>(), from.last_chunk::<4>(), from.len()) {
+        to[..4].copy_from_slice(first);
+        to[from.len() - 4..].copy_from_slice(last);
+    } else {
+        to.copy_from_slice(from);
+    }
 }

@@ -6,6 +6,8 @@
 use bytes::{Buf, Bytes};
 use cuemq_storage_api::{Attributes, Record, Timestamp};
 
+use crate::commit_log::checksum::{self, LANES, SUM_BYTES};
+
 /// Bytes of a frame's header.
 pub(crate) const FRAME_HEADER_BYTES: usize = 64;
 /// Bytes of an appended record's header.
@@ -95,11 +97,19 @@ impl FrameHeader {
         if self.blank {
             return self.items == 0;
         }
-        let (mut rest, mut crc) = (items, 0);
-        for _ in 0..self.items {
-            let Some((item, tail)) = split_item(rest).filter(|(item, _)| item_is_sound(item)) else { return false };
-            crc = crc32c::crc32c_append(crc, &item[..4]);
-            rest = tail;
+        let (mut rest, mut crc, mut left) = (items, 0, self.items as usize);
+        while left > 0 {
+            let mut group: [&[u8]; LANES] = [&[]; LANES];
+            let group = &mut group[..left.min(LANES)];
+            for place in &mut *group {
+                let Some((item, tail)) = split_item(rest) else { return false };
+                (*place, rest) = (item, tail);
+                crc = crc32c::crc32c_append(crc, &item[..SUM_BYTES]);
+            }
+            if !checksum::hold(group) {
+                return false;
+            }
+            left -= group.len();
         }
         crc == self.items_crc && rest.is_empty()
     }
@@ -233,7 +243,7 @@ fn split_item(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// Whether the checksum of an item holds, given with the zeros behind it.
 pub(crate) fn item_is_sound(item: &[u8]) -> bool {
-    item.len() >= ITEM_PREFIX_BYTES && crc32c::crc32c(&item[4..]) == u32_at(item, 0)
+    item.len() >= ITEM_PREFIX_BYTES && checksum::hold(&[item])
 }
 
 /// The items of a frame for which the frame's header vouched. Ends early at an item it cannot read, which then is

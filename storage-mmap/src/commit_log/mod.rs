@@ -1,6 +1,7 @@
 //! The commit log: one sequence of frames over files of one size. Everything else can be made again from it.
 
 pub(crate) mod ahead;
+pub(crate) mod checksum;
 pub(crate) mod encoder;
 pub(crate) mod format;
 pub(crate) mod recovery;
