@@ -71,15 +71,18 @@ fn measure(context: &Context, bodies: &Bodies, encoder: &mut Encoder, batch: usi
     let count = Scale::messages(log_bytes, bodies.body_bytes(), batch);
     let mut store = Store::new(context, bodies)?;
     let mut costs = Vec::new();
-    let path = || {
-        if room == Room::PreWritten {
-            store.pre_write(count)?;
+    let mut pairs = Vec::new();
+    for _ in 0..context.scale.pairs {
+        match room {
+            Room::Fresh => context.place.touch_pages(store.room_bytes(count))?,
+            Room::PreWritten => store.pre_write(count)?,
         }
+        // Between the two, so that the disk is done with the filled room when it is written to.
+        let before = encoder.rate();
         let (time, used) = store.append(batch, count)?;
         costs.push(1e9 / per_second(count, used));
-        Ok(per_second(count, time))
-    };
-    let pairs = side_by_side(context.scale.pairs, || Ok(encoder.rate()), path)?;
+        pairs.push(Pair { value: per_second(count, time), limit: f64::midpoint(before, encoder.rate()) });
+    }
     let costs = costs.iter().zip(&pairs).map(|(&value, pair)| Pair { value, limit: 1e9 / pair.limit }).collect();
     let subject = Subject {
         number: 1,
@@ -173,10 +176,16 @@ impl<'a> Store<'a> {
         Ok(Self { bodies, engine, _folder: folder, next: 0 })
     }
 
-    /// Has the log filled with zeros as far as so many messages will reach.
+    /// Has the log filled with zeros as far as so many messages will reach, and as much further as the engine fills
+    /// ahead of them by itself, which would be more of what [`Room::Fresh`] measures.
     fn pre_write(&self, count: u64) -> Result<()> {
+        Ok(self.engine.prepare_room(self.room_bytes(count))?)
+    }
+
+    /// Bytes of a file, at most, that a pass has the engine fill.
+    fn room_bytes(&self, count: u64) -> u64 {
         let record_bytes = self.bodies.body_bytes() as u64 + RECORD_OVERHEAD_BYTES;
-        Ok(self.engine.prepare_room(count * record_bytes)?)
+        count * record_bytes + MmapSettings::default().prepare_bytes
     }
 
     /// Appends so many messages, and returns the time that `apply` took, and the processor time of all threads in it.

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use cuemq::Flush;
+use cuemq_storage_mmap::MmapSettings;
 
 use super::row::{Goal, Pair, Row, Subject, side_by_side};
 use super::scale::Scale;
@@ -152,7 +153,10 @@ fn measure(context: &Context, bodies: &Arc<Bodies>, encoder: &mut Encoder, way: 
     let (mut sent, mut cost, mut transferred, mut popped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     #[expect(clippy::cast_precision_loss, reason = "few cores")]
     let cores = std::thread::available_parallelism()?.get() as f64;
+    // More than a pass writes, and what the engine fills ahead.
+    let memory_bytes = 2 * context.scale.send_bytes + MmapSettings::default().prepare_bytes;
     for _ in 0..context.scale.pairs {
+        context.place.touch_pages(memory_bytes)?;
         let before = encoder.rate();
         let used = processor_time();
         let sending = per_second(count, send(&mut sender, way.load(count))?);
@@ -160,8 +164,10 @@ fn measure(context: &Context, bodies: &Arc<Bodies>, encoder: &mut Encoder, way: 
         let limit = f64::midpoint(before, encoder.rate());
         sent.push(Pair { value: sending, limit });
         cost.push(Pair { value: 1e9 / per_second(count, used), limit: cores * 1e9 / limit });
+        context.place.touch_pages(memory_bytes)?;
         let value = per_second(count, transfer(&mut whole, &mut consumer, way.load(count))?);
         transferred.push(Pair { value, limit: sending });
+        context.place.touch_pages(memory_bytes)?;
         let value = per_second(count, transfer_by_pop(&mut popping, &popper, way.load(count))?);
         popped.push(Pair { value, limit: sending });
     }
