@@ -14,6 +14,9 @@ use crate::commit_log::window::{WINDOW_BYTES, Window};
 /// The next window is made ready once so much was written since the last sync: with less than that, another sync is to be
 /// expected before the window is used, which then has its pages to write.
 const WINDOW_AFTER_BYTES: u64 = 2 << 20;
+/// Where so many bytes come to a sync, zeros that are filled ahead cost it more than bytes that are new to the file do.
+/// Measured: 1.2 to 1.4 times as many messages with 1 MiB to a sync, a tenth fewer with 330 KiB.
+const LARGE_SYNC_BYTES: u64 = 512 << 10;
 /// Windows that are used up and still mapped, at most.
 const MAX_RETIRED_WINDOWS: usize = 4;
 
@@ -29,6 +32,10 @@ pub(crate) struct Ahead {
     window_for: AtomicU64,
     /// Bytes written since the last sync.
     unsynced: AtomicU64,
+    /// Bytes that had been written between the last sync and the one before it.
+    last_synced: AtomicU64,
+    /// Whether the last frame was stored into the map, which needs filled room.
+    stores: AtomicBool,
     /// Most bytes to fill ahead.
     most: u64,
     /// Whether the thread waits to be woken.
@@ -53,6 +60,8 @@ impl Ahead {
             retired: Mutex::default(),
             window_for: AtomicU64::new(0),
             unsynced: AtomicU64::new(0),
+            last_synced: AtomicU64::new(0),
+            stores: AtomicBool::new(false),
             most,
             sleeps: AtomicBool::new(false),
             thread: OnceLock::new(),
@@ -74,11 +83,12 @@ impl Ahead {
         *self.window() = None;
     }
 
-    /// The writer has written a frame of this size.
-    pub(crate) fn moved_on(&self, frame_bytes: u64) {
+    /// The writer has written a frame of this size, or stored it into the map.
+    pub(crate) fn moved_on(&self, frame_bytes: u64, stored: bool) {
         // The writer's lock is held by whoever changes this number.
         let unsynced = self.unsynced.load(Ordering::Relaxed) + frame_bytes;
         self.unsynced.store(unsynced, Ordering::Relaxed);
+        self.stores.store(stored, Ordering::Relaxed);
         if self.sleeps.load(Ordering::Relaxed) {
             self.wake_if_due();
         }
@@ -86,7 +96,7 @@ impl Ahead {
 
     /// A sync of all that was written begins. A window that is ready was written to by that, in the eyes of the sync.
     pub(crate) fn synced(&self) {
-        self.unsynced.store(0, Ordering::Relaxed);
+        self.last_synced.store(self.unsynced.swap(0, Ordering::Relaxed), Ordering::Relaxed);
         let ready = self.window().take();
         self.retire(ready);
     }
@@ -113,8 +123,13 @@ impl Ahead {
     }
 
     /// Bytes that should be filled beyond what is used: as much again as was written since the last sync, so that a
-    /// sync never has much more to write than what it is for.
+    /// sync never has much more to write than what it is for. Nothing where frames are written and not stored and
+    /// syncs are large: zeros would only be more to write.
     fn wanted(&self) -> u64 {
+        let is_large = self.last_synced.load(Ordering::Relaxed) >= LARGE_SYNC_BYTES;
+        if is_large && !self.stores.load(Ordering::Relaxed) {
+            return 0;
+        }
         self.unsynced.load(Ordering::Relaxed).max(FILL_STEP_BYTES).min(self.most)
     }
 

@@ -311,7 +311,7 @@ impl LogWriter {
         self.end = LogEnd { position: self.end.position + u64::from(len), chain, stored_at };
         self.times.insert(self.active.start, stored_at);
         self.active.use_to(used + u64::from(len));
-        self.ahead.moved_on(u64::from(len));
+        self.ahead.moved_on(u64::from(len), self.into_window);
         Ok(())
     }
 
