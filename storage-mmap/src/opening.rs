@@ -126,12 +126,12 @@ impl Recovery<'_> {
             queues: Vec::new(),
         });
         self.check_segments(&base)?;
+        let durable = watermark.max(base.end.position);
         if !clean {
-            self.settle_segments(&base)?;
+            self.settle_segments(&base, durable)?;
         }
         let whole = self.verify_queues(&base, clean)?;
         let until = clean.then_some(base.end.position);
-        let durable = watermark.max(base.end.position);
         let plan = if whole {
             let (chain, stored_at) = (Some(base.end.chain), base.end.stored_at);
             ScanPlan { from: base.end.position, chain, stored_at, durable, until, epoch: self.manifest.epoch }
@@ -259,13 +259,14 @@ impl Recovery<'_> {
     }
 
     /// After a crash the operating system's cache may hold what the disk does not: writes it out and forgets it, so
-    /// that the checksums test the disk.
-    fn settle_segments(&self, base: &Checkpoint) -> Result<()> {
+    /// that the checksums test the disk. What a sync is known to have made durable is on the disk as it is in the cache,
+    /// and stays there.
+    fn settle_segments(&self, base: &Checkpoint, durable: u64) -> Result<()> {
         let active = self.segments.start_of(base.end.position);
         for start in self.segments.list()?.into_iter().filter(|start| *start >= active) {
             let settle = self.segments.open(start, OpenMode::Existing).and_then(|file| {
                 file.sync_data()?;
-                file.drop_cache();
+                file.drop_cache(durable.saturating_sub(start));
                 Ok(())
             });
             settle.map_err(|error| read_failed("open", &Segments::path(start), error))?;

@@ -15,7 +15,7 @@ use crate::paths::fetch::{drop_pages, load};
 use crate::paths::reopen::copy;
 use crate::stopwatch::Stopwatch;
 use crate::table::short;
-use crate::workload::{Bodies, check_queue, frame_bytes, queue};
+use crate::workload::{Bodies, check_queue, frame_bytes, queue, stored_at};
 
 const BODY_BYTES: usize = 256;
 /// Milliseconds that a clean opening may take.
@@ -111,9 +111,7 @@ fn dirty_subject(name: String, note: &str) -> Subject {
 /// Opens copies of a synced store that is still open.
 fn dropped(context: &Context, bodies: &Bodies, count: u64) -> Result<[Row; 2]> {
     let (folder, image) = (context.place.folder()?, context.place.folder()?);
-    let engine = MmapEngine::open(folder.path(), MmapSettings::default())?;
-    load(&engine, bodies, count)?;
-    engine.sync()?;
+    let engine = fill(folder.path(), count)?;
     copy(folder.path(), image.path())?;
     let log_bytes = log_bytes(&engine, count)?;
     engine.close()?;
@@ -170,10 +168,13 @@ fn killed(context: &Context, bodies: &Bodies, count: u64) -> Result<Row> {
     Ok(dirty_subject(name, "a process that had written and synced everything").row(pairs, verified))
 }
 
-/// What the process that will be killed does before.
+/// A store that was filled and synced, of which no checkpoint speaks.
 pub(super) fn fill(folder: &Path, count: u64) -> Result<MmapEngine> {
-    let engine = MmapEngine::open(folder, MmapSettings::default())?;
+    let settings = MmapSettings { checkpoint_after_bytes: u64::MAX, ..MmapSettings::default() };
+    let engine = MmapEngine::open(folder, settings)?;
     load(&engine, &Bodies::new(BODY_BYTES), count)?;
     engine.sync()?;
+    // As a broker does each second: it notes how far the log is durable.
+    engine.maintain(stored_at())?;
     Ok(engine)
 }

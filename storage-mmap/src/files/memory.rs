@@ -401,8 +401,8 @@ impl LayerFile for Handle {
         Ok(())
     }
 
-    fn drop_cache(&self) {
-        self.files.shared().apply(Operation::DropCache { file: self.file });
+    fn drop_cache(&self, from: u64) {
+        self.files.shared().apply(Operation::DropCache { file: self.file, from });
     }
 
     fn map(&self, len: u64) -> io::Result<Arc<dyn MappedRegion>> {

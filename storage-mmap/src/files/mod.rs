@@ -150,8 +150,9 @@ pub trait LayerFile: Debug + Send + Sync + 'static {
     /// # Errors
     /// Never retry after one: the bytes may be gone while the next sync succeeds.
     fn sync_data(&self) -> io::Result<()>;
-    /// Drops what the operating system has cached of the file, so that the next read tests the disk. Best effort.
-    fn drop_cache(&self);
+    /// Drops what the operating system has cached of the file from a place on, and perhaps some before it, so that the
+    /// next read tests the disk. Best effort.
+    fn drop_cache(&self, from: u64);
     /// Maps `[0, len)` read-only; `len` may be beyond the file's present end. The map outlives the file's name.
     ///
     /// # Errors

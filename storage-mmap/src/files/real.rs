@@ -345,8 +345,12 @@ impl LayerFile for RealFile {
         self.file.sync_data()
     }
 
-    fn drop_cache(&self) {
-        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
+    fn drop_cache(&self, from: u64) {
+        // What is cached in one piece goes as a whole or stays: from the beginning of the largest piece that there is,
+        // which is as large as one table of pages maps.
+        let page = rustix::param::page_size() as u64;
+        let piece = page * (page / 8);
+        let _ = rustix::fs::fadvise(&self.file, from - from % piece, None, rustix::fs::Advice::DontNeed);
     }
 
     fn map(&self, len: u64) -> io::Result<Arc<dyn MappedRegion>> {

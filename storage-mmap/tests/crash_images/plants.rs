@@ -120,8 +120,8 @@ impl LayerFile for PlantedFile {
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()
     }
-    fn drop_cache(&self) {
-        self.file.drop_cache();
+    fn drop_cache(&self, from: u64) {
+        self.file.drop_cache(from);
     }
     fn map(&self, len: u64) -> io::Result<Arc<dyn MappedRegion>> {
         self.file.map(len)

@@ -49,6 +49,7 @@ pub(super) enum Operation {
     },
     DropCache {
         file: FileId,
+        from: u64,
     },
     Name(NameChange),
     SyncDirectory {
@@ -195,11 +196,15 @@ impl Inode {
         self.synced.set_len(self.live.len());
     }
 
-    fn drop_cache(&mut self) {
-        self.live = self.synced.clone();
+    /// Pages that end before `from` stay as they are.
+    fn drop_cache(&mut self, from: u64) {
+        let cached = std::mem::replace(&mut self.live, self.synced.clone());
         for pending in &self.pending {
             pending.change.land_within(&mut self.live, &(0..u64::MAX));
             self.live.set_len(pending.len_after);
+        }
+        for page in Pages::whole(..from.min(self.live.len())) {
+            self.live.share(page, &cached);
         }
     }
 
@@ -359,7 +364,7 @@ impl Disk {
             }),
             Operation::Sync { file } => self.with(*file, Inode::sync),
             Operation::LoseSync { file } => self.with(*file, Inode::lose_sync),
-            Operation::DropCache { file } => self.with(*file, Inode::drop_cache),
+            Operation::DropCache { file, from } => self.with(*file, |inode| inode.drop_cache(*from)),
         }
     }
 

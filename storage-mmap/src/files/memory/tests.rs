@@ -117,7 +117,7 @@ fn a_failed_sync_loses_the_data_and_the_next_one_lies() {
     file.sync_data().unwrap();
     assert_eq!(read(&files, "a"), Some(vec![2; 600]), "the cache still shows it");
     assert_eq!(outcomes(&files, "a"), BTreeSet::from([Some(vec![1; 600])]));
-    file.drop_cache();
+    file.drop_cache(0);
     assert_eq!(read(&files, "a"), Some(vec![1; 600]));
     file.write_at(0, &[&[3; 600]]).unwrap();
     file.sync_data().unwrap();
