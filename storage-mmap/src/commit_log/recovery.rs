@@ -17,7 +17,7 @@ use crate::files::{LayerFile, OpenMode};
 use crate::health::{corrupt, read_failed};
 
 /// Bytes read from a segment in one go.
-const WINDOW_BYTES: usize = 1 << 20;
+const WINDOW_BYTES: usize = 256 << 10;
 /// Progress is reported each time this much more was read.
 const PROGRESS_BYTES: u64 = 1 << 30;
 
