@@ -18,8 +18,9 @@ use crate::workload::{Bodies, frame_bytes};
 /// Writers, messages that each sends at once, and how many times one message per sync they have to reach.
 const CASES: [(u64, u64, f64); 6] =
     [(1, 1, 0.7), (16, 1, 5.0), (64, 1, 16.0), (256, 1, 45.0), (1024, 1, 80.0), (16, 64, 220.0)];
-/// Messages per sync of the bare log beside them: a lone writer's, and those of 16 writers of batches of 64.
-const BARE_MESSAGES: [usize; 2] = [1, 1024];
+/// Messages per sync of the bare log beside them: a lone writer's, those of 64 and of 256 writers, and those of 1,024, as many
+/// as of 16 with batches of 64.
+const BARE_MESSAGES: [usize; 4] = [1, 64, 256, 1024];
 /// How many times more rounds a lone writer makes, and one with some company: a pass has to last.
 const LONE_ROUNDS: u64 = 8;
 const FEW_ROUNDS: u64 = 4;
