@@ -61,6 +61,13 @@ impl Room {
             Self::PreWritten => "pre-written file",
         }
     }
+
+    fn note(self) -> &'static str {
+        match self {
+            Self::Fresh => "the system has pages at hand that were just in use",
+            Self::PreWritten => "filled as far as the pass reaches and the engine fills ahead of it",
+        }
+    }
 }
 
 /// The rate, and for the batch that is judged what a message costs all threads together.
@@ -92,8 +99,9 @@ fn measure(context: &Context, bodies: &Bodies, encoder: &mut Encoder, batch: usi
         limit: "LIMIT",
         goal: if judged { Goal::AtLeast(share) } else { Goal::None },
         note: format!(
-            "one thread, one queue; {} MiB of bodies per pass, pass behind pass in one new store; only apply is timed",
-            log_bytes >> 20
+            "one thread, one queue; {} MiB of bodies per pass, pass behind pass in one new store; {}; only apply is timed",
+            log_bytes >> 20,
+            room.note()
         ),
     };
     let costing = Subject {

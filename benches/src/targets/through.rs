@@ -57,7 +57,9 @@ impl Way {
             flush: "buffered",
             limit: "LIMIT",
             goal: Goal::AtLeast(self.share),
-            note: format!("one queue, one sender{in_flight}; making the messages is timed too"),
+            note: format!(
+                "one queue, one sender{in_flight}; making the messages is timed too; the system has pages at hand that were just in use"
+            ),
         };
         let transferring = Subject {
             number: 3,
