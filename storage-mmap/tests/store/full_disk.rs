@@ -99,6 +99,30 @@ fn a_failed_sync_poisons_and_is_not_tried_again() {
     assert_whole(&engine, &orders(), 5);
 }
 
+/// Below what upkeep has noted the opening believes the cache; beyond it, down to the page that both share, it must not.
+#[test]
+fn what_a_failed_sync_lost_is_not_believed_behind_what_was_noted_as_durable() {
+    for noted in [1, 5, 40, 200] {
+        let files = MemoryFiles::new();
+        let engine = open(&files);
+        append_many(&engine, &orders(), 0..noted);
+        engine.sync().unwrap();
+        engine.maintain(Timestamp::from_millis(0)).unwrap();
+        append_many(&engine, &orders(), noted..noted + 100);
+        files.fail(FaultTarget::Nth(FileCall::SyncData, 1), FaultEffect::Fail(io::ErrorKind::Other));
+        engine.sync().unwrap_err();
+        files.clear_faults();
+        assert_whole(&engine, &orders(), noted + 100);
+        drop(engine);
+        let engine = open(&files);
+        let found = fetch_all(&engine, &orders()).unwrap();
+        let whole: Vec<u64> = (0..found.len() as u64).collect();
+        assert_eq!(found, whole);
+        // A sync of several segments fails at the first: what it did not come to is not lost, but hangs on nothing.
+        assert_eq!(found.len() as u64, noted, "{noted} were noted as durable");
+    }
+}
+
 #[test]
 fn a_write_behind_a_failed_roll_is_refused() {
     [MemoryFiles::new(), MemoryFiles::new().mapped_for_writing()].into_iter().for_each(refused_behind_a_failed_roll);
