@@ -17,9 +17,10 @@ pub const DIRECTORY_VARIABLE: &str = "CUEMQ_BENCH_DIR";
 /// Ends the name of the file that a run keeps locked while it lasts, beside its directory of the same name.
 const LOCK_EXTENSION: &str = "lock";
 
-/// Bytes of one write of [`Place::touch_pages`]: as much as an engine fills at a time, so that the system takes pages in
-/// blocks of the same size.
-const TOUCH_STEP_BYTES: usize = 256 << 10;
+/// Zeros are written in steps of this, in which the map engine fills room: so the system takes pages in blocks of the same
+/// size.
+const FILL_STEP_BYTES: usize = 256 << 10;
+static ZEROS: [u8; FILL_STEP_BYTES] = [0; FILL_STEP_BYTES];
 
 /// The directory that holds all stores of a run, each in a folder that is removed after use. What is left of a run that
 /// was killed is removed by the next one in the same place.
@@ -101,13 +102,18 @@ impl Place {
     /// # Errors
     /// When the file cannot be written.
     pub fn touch_pages(&self, bytes: u64) -> Result<()> {
-        let (file, zeros) = (tempfile::tempfile_in(self.directory())?, vec![0; TOUCH_STEP_BYTES]);
+        let file = tempfile::tempfile_in(self.directory())?;
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes.max(1))?;
-        for at in (0..bytes).step_by(TOUCH_STEP_BYTES) {
-            file.write_all_at(&zeros, at)?;
-        }
-        Ok(())
+        fill(&file, bytes)
     }
+}
+
+/// Writes at least so many zeros from the beginning of a file on.
+pub(crate) fn fill(file: &File, bytes: u64) -> Result<()> {
+    for at in (0..bytes).step_by(FILL_STEP_BYTES) {
+        file.write_all_at(&ZEROS, at)?;
+    }
+    Ok(())
 }
 
 /// Removes the directories of runs that have ended without doing so.

@@ -1,7 +1,6 @@
 //! Target 1: batches to the raw commit-log engine, against one thread that encodes records in place.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use cuemq_storage_api::{Engine, WriteBatch};
@@ -13,6 +12,7 @@ use super::scale::Scale;
 use super::{Context, per_second};
 use crate::Result;
 use crate::limits::{Encoder, Pipeline};
+use crate::place::fill;
 use crate::stopwatch::{Stopwatch, processor_time};
 use crate::table::bytes;
 use crate::workload::{Bodies, check_queue, frame_bytes, queue};
@@ -41,9 +41,6 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     }
     Ok(rows)
 }
-
-/// The engine fills room in steps of this.
-const FILL_STEP_BYTES: usize = 256 << 10;
 
 /// What the log's file is like where a pass begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,14 +119,12 @@ fn measure(context: &Context, bodies: &Bodies, encoder: &mut Encoder, batch: usi
 fn filling(context: &Context, bodies: &Bodies, encoder: &mut Encoder) -> Result<Row> {
     let count = Scale::messages(context.scale.append_bytes, bodies.body_bytes(), JUDGED_BATCH);
     let log_bytes = count / JUDGED_BATCH as u64 * frame_bytes(JUDGED_BATCH, bodies.body_bytes()) as u64;
-    let (folder, zeros) = (context.place.folder()?, vec![0; FILL_STEP_BYTES]);
+    let folder = context.place.folder()?;
     let path = || {
         let file = File::create(folder.path().join("log"))?;
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, log_bytes)?;
         let watch = Stopwatch::start();
-        for at in (0..log_bytes).step_by(FILL_STEP_BYTES) {
-            file.write_all_at(&zeros, at)?;
-        }
+        fill(&file, log_bytes)?;
         Ok(per_second(count, watch.elapsed()))
     };
     let pairs = side_by_side(context.scale.pairs, || Ok(encoder.rate()), path)?;

@@ -203,7 +203,8 @@ impl Inode {
             pending.change.land_within(&mut self.live, &(0..u64::MAX));
             self.live.set_len(pending.len_after);
         }
-        for page in Pages::whole(..from.min(self.live.len())) {
+        let kept = from.min(self.live.len());
+        for page in Pages::touched(0..kept - kept % PAGE_BYTES as u64) {
             self.live.share(page, &cached);
         }
     }

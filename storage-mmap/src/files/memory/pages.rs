@@ -1,7 +1,7 @@
 //! The bytes of one file in memory: sparse, and cheap to copy because pages are shared until written.
 
 use std::io;
-use std::ops::{Range, RangeTo};
+use std::ops::Range;
 use std::sync::Arc;
 
 pub(super) const PAGE_BYTES: usize = 4096;
@@ -43,11 +43,6 @@ impl Pages {
     /// Numbers of the pages that a byte range touches.
     pub(super) fn touched(range: Range<u64>) -> Range<usize> {
         index(range.start / PAGE)..index(range.end.div_ceil(PAGE))
-    }
-
-    /// Numbers of the pages that lie wholly within a byte range from 0 on.
-    pub(super) fn whole(range: RangeTo<u64>) -> Range<usize> {
-        0..index(range.end / PAGE)
     }
 
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
