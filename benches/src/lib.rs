@@ -40,6 +40,7 @@ pub mod place;
 pub mod plot;
 pub mod profile;
 pub mod report;
+mod rest;
 pub mod stopwatch;
 pub mod store;
 pub mod table;

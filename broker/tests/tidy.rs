@@ -130,6 +130,7 @@ fn timers_are_the_clocks() {
         "broker/src/storage/sync.rs",
         "storage-api/src/fault.rs",
         "storage-lsm/src/fjall_kv.rs",
+        "storage-mmap/src/commit_log/ahead.rs",
     ];
     let folders = ["broker/src", "storage-api/src", "storage-mmap/src", "storage-lsm/src"];
     let mut hits = lines_with(&files_of(&folders), &timers);

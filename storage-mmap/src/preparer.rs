@@ -3,12 +3,14 @@
 //!
 //! All of it is also done by the writer, later and in smaller pieces, so the thread may lag, fail or be absent.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use cuemq_storage_api::Result;
 
+use crate::commit_log::ahead::Rest;
 use crate::commit_log::no_room;
 use crate::store::Store;
 
@@ -70,10 +72,15 @@ fn work(store: &Store, is_ending: &AtomicBool) {
         store.ahead.take_down();
         if let Some(task) = store.ahead.task() {
             if let Err(error) = store.ahead.carry_out(task) {
-                tracing::debug!(store = store.files.describe(), %error, "room could not be prepared");
+                store.is_unprepared(&error);
             }
         } else if !has_to_spill() {
-            store.ahead.sleep(|| !is_ending() && store.ahead.task().is_none() && !has_to_spill());
+            let is_idle = || !is_ending() && store.ahead.task().is_none() && !has_to_spill();
+            if !store.ahead.lacks_reserve() {
+                store.ahead.sleep(|| is_idle() && !store.ahead.lacks_reserve());
+            } else if let Some(rest) = store.ahead.rest(is_idle) {
+                store.fill_reserve(&rest, is_ending);
+            }
         }
         // Taken before the work, so that a tail that grows meanwhile is seen again.
         let spills_from = store.spills_from.swap(0, Ordering::Relaxed);
@@ -86,6 +93,23 @@ fn work(store: &Store, is_ending: &AtomicBool) {
 }
 
 impl Store {
+    /// Fills the reserve while the log is at rest, and syncs each step of it, so that no sync of frames has to.
+    fn fill_reserve(&self, rest: &Rest, is_ending: impl Fn() -> bool) {
+        while !is_ending() {
+            let more = self.ahead.fill_reserve(rest).unwrap_or_else(|error| self.is_unprepared(&error));
+            // A failed sync has poisoned the store, which says so to whoever writes next.
+            if !more || self.sync_all("prepare").is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The writer goes on without; nothing more is prepared in this segment.
+    fn is_unprepared(&self, error: &io::Error) -> bool {
+        tracing::debug!(store = self.files.describe(), %error, "room could not be prepared");
+        false
+    }
+
     /// Fills room for so many bytes behind the log's end; see [`MmapEngine::prepare_room`](crate::MmapEngine::prepare_room).
     pub(crate) fn prepare_room(&self, bytes: u64) -> Result<()> {
         let room = self.writer("prepare_room")?.log.room();
@@ -94,3 +118,7 @@ impl Store {
         self.sync_all("prepare_room").map(|_| ())
     }
 }
+
+#[cfg(test)]
+#[path = "tests/reserve.rs"]
+mod tests;

@@ -24,9 +24,10 @@ pub struct MmapSettings {
     /// Bytes taken from the disk ahead of the writer in one step: a multiple of 4096, 16 MiB by default. Larger steps
     /// make fewer pauses, smaller ones a smaller new store.
     pub allocate_step_bytes: u64,
-    /// Most bytes that are filled with zeros ahead of the writer while it works, on a thread of the engine's own: 0 to 2 GiB,
-    /// 64 MiB by default. A store that grows slowly has less ahead: no more than was written since the last sync, but
-    /// always 256 KiB, so that no sync becomes much longer by it. 0 fills nothing ahead.
+    /// Most bytes that are filled with zeros ahead of the writer, on a thread of the engine's own: 0 to 2 GiB, 64 MiB by
+    /// default. While it writes, a store that grows slowly has less ahead: no more than was written since the last sync,
+    /// but always 256 KiB, so that no sync becomes much longer by it. While it rests, one whose batches expect syncs has as
+    /// much ahead, and synced, as they have taken since it was opened. 0 fills nothing ahead.
     pub prepare_bytes: u64,
     /// Entries of one consume-queue file: 1 to 100 million, 300,000 by default (RocketMQ's value). Fixed when the
     /// store is made.

@@ -11,6 +11,7 @@ use crate::Result;
 use crate::limits::{FreshLog, SyncFile};
 use crate::paths::group_commit::Writers;
 use crate::paths::house::House;
+use crate::rest::wait_for_rest;
 use crate::store::EngineKind;
 use crate::table::bytes;
 use crate::workload::{Bodies, frame_bytes};
@@ -18,6 +19,10 @@ use crate::workload::{Bodies, frame_bytes};
 /// Writers, messages that each sends at once, and how many times one message per sync they have to reach.
 const CASES: [(u64, u64, f64); 6] =
     [(1, 1, 0.7), (16, 1, 5.0), (64, 1, 16.0), (256, 1, 45.0), (1024, 1, 80.0), (16, 64, 220.0)];
+/// Writers of a load that uses up whatever the log has ready.
+const SUSTAINED_WRITERS: u64 = 1024;
+/// How many times more rounds than others they make.
+const SUSTAINED_ROUNDS: u64 = 8;
 /// Messages per sync of the bare log beside them: a lone writer's, those of 64 and of 256 writers, and those of 1,024, as many
 /// as of 16 with batches of 64.
 const BARE_MESSAGES: [usize; 4] = [1, 64, 256, 1024];
@@ -30,8 +35,9 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     for &body_bytes in &context.scale.body_bytes {
         let bodies = Arc::new(Bodies::new(body_bytes));
         for (count, batch, times) in CASES {
-            rows.push(measure(context, &bodies, Writers { count, batch }, times)?);
+            rows.push(measure(context, &bodies, Writers { count, batch }, Load::Burst(times))?);
         }
+        rows.push(measure(context, &bodies, Writers { count: SUSTAINED_WRITERS, batch: 1 }, Load::Sustained)?);
         for messages in BARE_MESSAGES {
             for asker in [Asker::None, Asker::Thread] {
                 rows.push(bare(context, body_bytes, messages, asker)?);
@@ -41,16 +47,30 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn measure(context: &Context, bodies: &Arc<Bodies>, writers: Writers, times: f64) -> Result<Row> {
+/// How long writers go on.
+#[derive(Clone, Copy, Debug)]
+enum Load {
+    /// Some rounds, in which they have to reach so many times one message per sync.
+    Burst(f64),
+    /// So many rounds that what the engine prepares before them does not last.
+    Sustained,
+}
+
+fn measure(context: &Context, bodies: &Arc<Bodies>, writers: Writers, load: Load) -> Result<Row> {
     let mut file = SyncFile::new(context.place.directory())?;
     let mut house = House::new(EngineKind::Mmap, Arc::clone(bodies), Flush::Durable, &context.profile, &context.place)?;
-    let rounds = context.scale.durable_rounds
-        * match writers.count {
-            1 => LONE_ROUNDS,
-            2..=64 => FEW_ROUNDS,
-            _ => 1,
-        };
-    let limit = || Ok(1e6 / file.time(context.scale.limit_rounds)?.p50_us);
+    let more = match (load, writers.count) {
+        (Load::Sustained, _) => SUSTAINED_ROUNDS,
+        (Load::Burst(_), 1) => LONE_ROUNDS,
+        (Load::Burst(_), 2..=64) => FEW_ROUNDS,
+        (Load::Burst(_), _) => 1,
+    };
+    let rounds = context.scale.durable_rounds * more;
+    let limit = || {
+        // What the engine prepares between two passes is part of neither.
+        wait_for_rest();
+        Ok(1e6 / file.time(context.scale.limit_rounds)?.p50_us)
+    };
     let messages = writers.count * writers.batch * rounds;
     let path = || Ok(per_second(messages, writers.write(&mut house, rounds)?));
     let pairs = side_by_side(context.scale.pairs, limit, path)?;
@@ -59,14 +79,22 @@ fn measure(context: &Context, bodies: &Arc<Bodies>, writers: Writers, times: f64
         Writers { count, batch: 1 } => format!("{count} writers"),
         Writers { count, batch } => format!("{count} writers of batches of {batch}"),
     };
+    let (lasting, goal, when) = match load {
+        Load::Burst(times) => ("", Goal::AtLeast(times), "before each pass the engine rests until it prepares nothing"),
+        Load::Sustained => {
+            (", sustained", Goal::None, "passes without a rest, longer than what the engine prepares lasts")
+        }
+    };
     let subject = Subject {
         number: 5,
-        name: format!("group commit, {}, {sending}", bytes(bodies.body_bytes())),
+        name: format!("group commit, {}, {sending}{lasting}", bytes(bodies.body_bytes())),
         unit: "msg/s",
         flush: "durable",
         limit: "1/SYNC",
-        goal: Goal::AtLeast(times),
-        note: "each writer waits for its receipt before it sends again; one queue".into(),
+        goal,
+        note: "each writer waits for its receipt before it sends again; one queue; before each pass the engine rests until \
+               it prepares nothing any more"
+            .into(),
     };
     Ok(subject.row(pairs, house.move_out()?))
 }

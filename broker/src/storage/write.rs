@@ -157,6 +157,10 @@ impl Landed {
         self.part.flush
     }
 
+    pub(super) fn records(&self) -> usize {
+        self.part.records
+    }
+
     pub(super) fn mark(&self) -> Mark {
         self.mark
     }

@@ -84,6 +84,11 @@ impl Room {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Where the log ends.
+    pub(crate) fn end(&self) -> u64 {
+        self.start + self.used()
+    }
+
     /// Bytes beyond the frames that are filled.
     pub(crate) fn lead(&self) -> u64 {
         self.filled.load(Ordering::Acquire).saturating_sub(self.used())

@@ -1,0 +1,132 @@
+//! Room that is filled and synced while nobody writes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cuemq_storage_api::{QueueId, QueueKey, Record, Timestamp, TopicName, WriteBatch};
+
+use super::*;
+use crate::files::memory::{FaultEffect, FaultTarget, FileCall};
+use crate::files::{FileLayer, MemoryFiles, RealFiles};
+use crate::settings::MmapSettings;
+
+const BODY_BYTES: usize = 100_000;
+const MOST: u64 = 1 << 20;
+/// Looks, of a millisecond each, after which a thread that has not got to it never will.
+const PATIENCE: u32 = 30_000;
+
+fn open(files: impl FileLayer + 'static) -> Store {
+    let settings = MmapSettings { segment_bytes: 16 << 20, prepare_bytes: MOST, ..MmapSettings::default() };
+    Store::open(Arc::new(files), settings).unwrap()
+}
+
+fn append(store: &Store, frames: usize, expects_sync: bool) {
+    let queue = QueueKey::new(TopicName::new("t").unwrap(), QueueId::FIRST);
+    for _ in 0..frames {
+        let mut batch = WriteBatch::new(Timestamp::from_millis(1));
+        batch.append(&queue, Record::new(vec![1; BODY_BYTES], Timestamp::from_millis(1)));
+        if expects_sync {
+            batch.expect_sync();
+        }
+        store.apply(batch).unwrap();
+    }
+}
+
+fn lead(store: &Store) -> u64 {
+    store.writer("test").unwrap().log.room().lead()
+}
+
+fn rest(store: &Store) -> Option<Rest> {
+    store.ahead.rest(|| true)
+}
+
+#[test]
+fn a_log_at_rest_gets_as_much_room_as_it_has_written_and_no_more_than_the_setting() {
+    let store = open(MemoryFiles::new());
+    append(&store, 5, true);
+    assert!(store.ahead.lacks_reserve());
+    assert!(rest(&store).is_none(), "a sync is still to come");
+    store.sync_log("test").unwrap();
+    assert!(store.ahead.rest(|| false).is_none(), "there is something else to do");
+    store.fill_reserve(&rest(&store).unwrap(), || false);
+    let step = 512 << 10;
+    let written = 5 * BODY_BYTES as u64;
+    assert!((written..written + step).contains(&lead(&store)), "{}", lead(&store));
+    assert!(!store.ahead.lacks_reserve());
+    // A third of it is used up: that is no reason to write.
+    append(&store, 2, true);
+    store.sync_log("test").unwrap();
+    assert!(!store.ahead.lacks_reserve());
+    append(&store, 20, true);
+    store.sync_log("test").unwrap();
+    store.fill_reserve(&rest(&store).unwrap(), || false);
+    assert!((MOST..MOST + step).contains(&lead(&store)), "{}", lead(&store));
+}
+
+#[test]
+fn each_step_is_synced_and_a_sync_that_fails_there_is_not_passed_over() {
+    let files = MemoryFiles::new();
+    let store = open(files.clone());
+    append(&store, 8, true);
+    store.sync_log("test").unwrap();
+    let room = store.writer("test").unwrap().log.room();
+    files.fail(FaultTarget::Nth(FileCall::SyncData, 2), FaultEffect::Fail(io::ErrorKind::Other));
+    store.fill_reserve(&rest(&store).unwrap(), || false);
+    assert!(room.lead() < 2 * (512 << 10), "{}: the first step was synced and the second not", room.lead());
+    assert!(store.health.check_writable("test").is_err(), "what the disk has lost nobody hears of again");
+}
+
+#[test]
+fn a_full_disk_ends_it_and_nothing_else() {
+    let files = MemoryFiles::new();
+    let store = open(files.clone());
+    append(&store, 8, true);
+    store.sync_log("test").unwrap();
+    files.fail(FaultTarget::Nth(FileCall::Write, 1), FaultEffect::Fail(io::ErrorKind::StorageFull));
+    store.fill_reserve(&rest(&store).unwrap(), || false);
+    assert_eq!(lead(&store), 0);
+    assert!(!store.ahead.lacks_reserve(), "it is not tried again");
+    append(&store, 8, true);
+    store.sync_log("test").unwrap();
+}
+
+#[test]
+fn a_log_that_moves_on_is_not_at_rest() {
+    let store = open(MemoryFiles::new());
+    append(&store, 5, true);
+    store.sync_log("test").unwrap();
+    let stale = rest(&store).unwrap();
+    append(&store, 1, true);
+    store.fill_reserve(&stale, || false);
+    assert_eq!(lead(&store), 0, "its sync would have had to write the zeros");
+    store.sync_log("test").unwrap();
+    store.fill_reserve(&stale, || false);
+    assert_eq!(lead(&store), 0, "the next one may come soon");
+}
+
+#[test]
+fn frames_that_are_stored_get_no_reserve() {
+    let store = open(MemoryFiles::new().mapped_for_writing());
+    append(&store, 5, false);
+    store.sync_log("test").unwrap();
+    assert!(!store.ahead.lacks_reserve());
+    append(&store, 1, true);
+    assert!(store.ahead.lacks_reserve(), "of the one that was written");
+}
+
+#[test]
+fn the_thread_fills_it_by_itself() {
+    let home = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(RealFiles::open(home.path()).unwrap()));
+    let preparer = Preparer::start(&store);
+    append(&store, 8, true);
+    store.sync_log("test").unwrap();
+    let mut looks = 0..PATIENCE;
+    while lead(&store) < 8 * BODY_BYTES as u64 {
+        assert!(looks.next().is_some(), "only {} bytes are filled", lead(&store));
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    append(&store, 12, true);
+    store.sync_log("test").unwrap();
+    preparer.stop();
+}
