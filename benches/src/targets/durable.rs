@@ -79,11 +79,9 @@ fn measure(context: &Context, bodies: &Arc<Bodies>, writers: Writers, load: Load
         Writers { count, batch: 1 } => format!("{count} writers"),
         Writers { count, batch } => format!("{count} writers of batches of {batch}"),
     };
-    let (lasting, goal, when) = match load {
-        Load::Burst(times) => ("", Goal::AtLeast(times), "before each pass the engine rests until it prepares nothing"),
-        Load::Sustained => {
-            (", sustained", Goal::None, "passes without a rest, longer than what the engine prepares lasts")
-        }
+    let (lasting, goal) = match load {
+        Load::Burst(times) => ("", Goal::AtLeast(times)),
+        Load::Sustained => (", sustained", Goal::None),
     };
     let subject = Subject {
         number: 5,
