@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -104,13 +105,13 @@ impl Place {
     pub fn touch_pages(&self, bytes: u64) -> Result<()> {
         let file = tempfile::tempfile_in(self.directory())?;
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes.max(1))?;
-        fill(&file, bytes)
+        fill(&file, 0..bytes)
     }
 }
 
-/// Writes at least so many zeros from the beginning of a file on.
-pub(crate) fn fill(file: &File, bytes: u64) -> Result<()> {
-    for at in (0..bytes).step_by(FILL_STEP_BYTES) {
+/// Fills a part of a file with zeros, and at most a step behind it.
+pub(crate) fn fill(file: &File, part: Range<u64>) -> Result<()> {
+    for at in part.step_by(FILL_STEP_BYTES) {
         file.write_all_at(&ZEROS, at)?;
     }
     Ok(())

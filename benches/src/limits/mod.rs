@@ -13,7 +13,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 pub use encode::Encoder;
-pub use fresh::FreshLog;
+pub use fresh::{FreshLog, RoomAhead};
 pub use ping::ping_time;
 pub use pipeline::Pipeline;
 pub use sync::SyncFile;

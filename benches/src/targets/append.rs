@@ -124,7 +124,7 @@ fn filling(context: &Context, bodies: &Bodies, encoder: &mut Encoder) -> Result<
         let file = File::create(folder.path().join("log"))?;
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, log_bytes)?;
         let watch = Stopwatch::start();
-        fill(&file, log_bytes)?;
+        fill(&file, 0..log_bytes)?;
         Ok(per_second(count, watch.elapsed()))
     };
     let pairs = side_by_side(context.scale.pairs, || Ok(encoder.rate()), path)?;

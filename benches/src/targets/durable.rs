@@ -8,7 +8,7 @@ use cuemq::Flush;
 use super::row::{Goal, Row, Subject, side_by_side};
 use super::{Context, per_second};
 use crate::Result;
-use crate::limits::{FreshLog, SyncFile};
+use crate::limits::{FreshLog, RoomAhead, SyncFile};
 use crate::paths::group_commit::Writers;
 use crate::paths::house::House;
 use crate::rest::wait_for_rest;
@@ -26,6 +26,8 @@ const SUSTAINED_ROUNDS: u64 = 8;
 /// Messages per sync of the bare log beside them: a lone writer's, those of 64 and of 256 writers, and those of 1,024, as many
 /// as of 16 with batches of 64.
 const BARE_MESSAGES: [usize; 4] = [1, 64, 256, 1024];
+/// Messages per sync of the one whose room was not prepared.
+const SUSTAINED_MESSAGES: usize = 1024;
 /// How many times more rounds a lone writer makes, and one with some company: a pass has to last.
 const LONE_ROUNDS: u64 = 8;
 const FEW_ROUNDS: u64 = 4;
@@ -40,9 +42,10 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
         rows.push(measure(context, &bodies, Writers { count: SUSTAINED_WRITERS, batch: 1 }, Load::Sustained)?);
         for messages in BARE_MESSAGES {
             for asker in [Asker::None, Asker::Thread] {
-                rows.push(bare(context, body_bytes, messages, asker)?);
+                rows.push(bare(context, body_bytes, messages, asker, RoomAhead::Zeros)?);
             }
         }
+        rows.push(bare(context, body_bytes, SUSTAINED_MESSAGES, Asker::None, RoomAhead::Promised)?);
     }
     Ok(rows)
 }
@@ -107,9 +110,9 @@ enum Asker {
 }
 
 /// What the disk alone allows a log: the same bytes, appended by one thread that does nothing else.
-fn bare(context: &Context, body_bytes: usize, messages: usize, asker: Asker) -> Result<Row> {
+fn bare(context: &Context, body_bytes: usize, messages: usize, asker: Asker, ahead: RoomAhead) -> Result<Row> {
     let mut file = SyncFile::new(context.place.directory())?;
-    let mut log = FreshLog::new(context.place.directory(), frame_bytes(messages, body_bytes))?;
+    let mut log = FreshLog::new(context.place.directory(), frame_bytes(messages, body_bytes), ahead)?;
     let limit = || Ok(1e6 / file.time(context.scale.limit_rounds)?.p50_us);
     let path = || {
         let rounds = context.scale.durable_rounds;
@@ -122,18 +125,20 @@ fn bare(context: &Context, body_bytes: usize, messages: usize, asker: Asker) -> 
     let pairs = side_by_side(context.scale.pairs, limit, path)?;
     let (who, whom) = match asker {
         Asker::None => ("", ""),
-        Asker::Thread => (" of another thread", " whenever another thread asks and waits for it"),
+        Asker::Thread => (" of another thread", ", whenever another thread asks and waits for it"),
+    };
+    let (place, room) = match ahead {
+        RoomAhead::Zeros => ("", "room that holds zeros which were synced before"),
+        RoomAhead::Promised => (" in new room", "room that the disk has promised"),
     };
     let subject = Subject {
         number: 5,
-        name: format!("bare log{who}, {}, {messages} to a sync", bytes(body_bytes)),
+        name: format!("bare log{who}{place}, {}, {messages} to a sync", bytes(body_bytes)),
         unit: "msg/s",
         flush: "durable",
         limit: "1/SYNC",
         goal: Goal::None,
-        note: format!(
-            "one thread appends as many bytes to room that the disk has promised, and syncs{whom}; no broker, no checksum"
-        ),
+        note: format!("one thread appends as many bytes to {room}, and syncs{whom}; no broker, no checksum"),
     };
     Ok(subject.row(pairs, log.check()? * messages as u64))
 }
