@@ -203,10 +203,15 @@ impl Ahead {
         Ok(true)
     }
 
+    /// Whether so much was written since the last sync that the next one is not expected soon.
+    fn is_between_syncs(&self) -> bool {
+        self.unsynced.load(Ordering::Relaxed) >= WINDOW_AFTER_BYTES
+    }
+
     /// Where the next window is due: it is filled, none was made ready for it, and no sync is to be expected soon.
     fn due_window(&self, room: &Room) -> Option<u64> {
         let next = (room.used() / WINDOW_BYTES + 1) * WINDOW_BYTES;
-        let is_due = self.unsynced.load(Ordering::Relaxed) >= WINDOW_AFTER_BYTES
+        let is_due = self.is_between_syncs()
             && next < room.segment_bytes()
             && self.window_for.load(Ordering::Relaxed) < room.start + next
             && room.is_filled_to(next + WINDOW_BYTES);
@@ -240,7 +245,7 @@ impl Ahead {
                 window.populate();
                 let mut slot = self.window();
                 // A sync that came in between may have cleaned the pages.
-                if self.unsynced.load(Ordering::Relaxed) >= WINDOW_AFTER_BYTES {
+                if self.is_between_syncs() {
                     *slot = Some(window);
                 }
                 Ok(())
