@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use cuemq_storage_api::{Engine, ErrorKind, StorageError};
 
@@ -14,6 +15,9 @@ use crate::state::StateCell;
 /// Turns that the thread leaves to others, with its eyes open, before it goes on or to sleep after a sync: some tens of
 /// microseconds where nobody wants them, and less than a wake-up takes where somebody does.
 const LINGERING_TURNS: usize = 256;
+/// Whoever waits already is not kept waiting for others for longer than this, a sync or two: on a busy machine a turn may
+/// take milliseconds to come back.
+const LINGERING_AT_MOST: Duration = Duration::from_micros(250);
 /// So few records are awaited again in full before the next sync: what it costs hardly depends on how many they are.
 const SMALL_PARTY_RECORDS: usize = 64;
 /// Of more records this part: the rest sends while they are synced.
@@ -42,7 +46,7 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     waiting: Vec<Landed>,
-    /// Records of all that wait.
+    /// Records of all that wait, as [`Landed::records`] counts them.
     records: usize,
     unsynced: bool,
     stopping: bool,
@@ -124,10 +128,13 @@ impl Shared {
     }
 
     /// Looks for a while whether so many records wait, without going to sleep.
+    #[expect(clippy::disallowed_methods, reason = "how long a thread looks decides nothing about a message")]
     fn linger(&self, wanted: usize) -> MutexGuard<'_, Queue> {
+        let begun = Instant::now();
         for _ in 0..LINGERING_TURNS {
             let queue = self.lock();
-            if queue.records >= wanted || queue.stopping {
+            let enough = queue.records >= wanted || queue.stopping;
+            if enough || queue.records > 0 && begun.elapsed() >= LINGERING_AT_MOST {
                 return queue;
             }
             drop(queue);
@@ -178,5 +185,14 @@ mod tests {
     fn lingering_ends_though_nobody_comes() {
         let shared = Shared::default();
         assert_eq!(shared.linger(1000).records, 0);
+        shared.lock().records = 1;
+        assert_eq!(shared.linger(1000).records, 1);
+    }
+
+    #[test]
+    fn whoever_makes_up_the_party_ends_it() {
+        let shared = Shared::default();
+        shared.lock().records = 64;
+        assert_eq!(shared.linger(64).records, 64);
     }
 }

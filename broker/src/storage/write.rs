@@ -157,8 +157,9 @@ impl Landed {
         self.part.flush
     }
 
+    /// How many records it has; one of rows alone counts as one.
     pub(super) fn records(&self) -> usize {
-        self.part.records
+        self.part.records.max(1)
     }
 
     pub(super) fn mark(&self) -> Mark {
