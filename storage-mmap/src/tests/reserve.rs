@@ -32,6 +32,14 @@ fn append(store: &Store, frames: usize, expects_sync: bool) {
     }
 }
 
+/// A store to which so many frames were written and synced.
+fn written(files: impl FileLayer + 'static, frames: usize) -> Store {
+    let store = open(files);
+    append(&store, frames, true);
+    store.sync_log("test").unwrap();
+    store
+}
+
 fn lead(store: &Store) -> u64 {
     store.writer("test").unwrap().log.room().lead()
 }
@@ -66,9 +74,7 @@ fn a_log_at_rest_gets_as_much_room_as_it_has_written_and_no_more_than_the_settin
 #[test]
 fn each_step_is_synced_and_a_sync_that_fails_there_is_not_passed_over() {
     let files = MemoryFiles::new();
-    let store = open(files.clone());
-    append(&store, 8, true);
-    store.sync_log("test").unwrap();
+    let store = written(files.clone(), 8);
     let room = store.writer("test").unwrap().log.room();
     files.fail(FaultTarget::Nth(FileCall::SyncData, 2), FaultEffect::Fail(io::ErrorKind::Other));
     store.fill_reserve(&rest(&store).unwrap(), || false);
@@ -79,9 +85,7 @@ fn each_step_is_synced_and_a_sync_that_fails_there_is_not_passed_over() {
 #[test]
 fn a_full_disk_ends_it_and_nothing_else() {
     let files = MemoryFiles::new();
-    let store = open(files.clone());
-    append(&store, 8, true);
-    store.sync_log("test").unwrap();
+    let store = written(files.clone(), 8);
     files.fail(FaultTarget::Nth(FileCall::Write, 1), FaultEffect::Fail(io::ErrorKind::StorageFull));
     store.fill_reserve(&rest(&store).unwrap(), || false);
     assert_eq!(lead(&store), 0);
@@ -92,9 +96,7 @@ fn a_full_disk_ends_it_and_nothing_else() {
 
 #[test]
 fn a_log_that_moves_on_is_not_at_rest() {
-    let store = open(MemoryFiles::new());
-    append(&store, 5, true);
-    store.sync_log("test").unwrap();
+    let store = written(MemoryFiles::new(), 5);
     let stale = rest(&store).unwrap();
     append(&store, 1, true);
     store.fill_reserve(&stale, || false);
