@@ -15,9 +15,9 @@ use crate::state::StateCell;
 /// Turns that the thread leaves to others, with its eyes open, before it goes on or to sleep after a sync: some tens of
 /// microseconds where nobody wants them, and less than a wake-up takes where somebody does.
 const LINGERING_TURNS: usize = 256;
-/// Whoever waits already is not kept waiting for others for longer than this, a sync or two: on a busy machine a turn may
+/// Whoever waits already is not kept waiting for others for longer than this, a large sync: on a busy machine a turn may
 /// take milliseconds to come back.
-const LINGERING_AT_MOST: Duration = Duration::from_micros(250);
+const LINGERING_AT_MOST: Duration = Duration::from_millis(1);
 /// So few records are awaited again in full before the next sync: what it costs hardly depends on how many they are.
 const SMALL_PARTY_RECORDS: usize = 64;
 /// Of more records this part: the rest sends while they are synced.
