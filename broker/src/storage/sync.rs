@@ -52,6 +52,14 @@ struct Queue {
     stopping: bool,
 }
 
+impl Queue {
+    /// All that wait, for the sync that begins now and covers whatever was applied.
+    fn take(&mut self) -> Vec<Landed> {
+        (self.records, self.unsynced) = (0, false);
+        std::mem::take(&mut self.waiting)
+    }
+}
+
 impl SyncThread {
     #[expect(clippy::disallowed_methods, reason = "one of the broker's own threads, joined in `stop`")]
     pub(super) fn start(engine: Arc<dyn Engine>, state: StateCell) -> std::io::Result<Self> {
@@ -148,9 +156,7 @@ impl Shared {
         let mut queue = self.linger(wanted);
         loop {
             if !queue.waiting.is_empty() {
-                queue.unsynced = false;
-                queue.records = 0;
-                return Some(std::mem::take(&mut queue.waiting));
+                return Some(queue.take());
             }
             if queue.stopping {
                 return None;
@@ -160,9 +166,7 @@ impl Shared {
                     self.changed.wait_timeout(queue, FLUSH_INTERVAL).unwrap_or_else(PoisonError::into_inner);
                 queue = guard;
                 if timeout.timed_out() {
-                    queue.unsynced = false;
-                    queue.records = 0;
-                    return Some(std::mem::take(&mut queue.waiting));
+                    return Some(queue.take());
                 }
             } else {
                 queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);

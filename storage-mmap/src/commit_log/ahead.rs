@@ -166,8 +166,7 @@ impl Ahead {
 
     /// Whether half of the reserve is used up.
     pub(crate) fn lacks_reserve(&self) -> bool {
-        let room = self.room();
-        room.lead() < self.reserve() / 2 && !room.is_done()
+        is_low(&self.room(), self.reserve())
     }
 
     /// Waits until somebody wakes the thread or the log may have come to rest; returns where it has, if so.
@@ -283,9 +282,13 @@ impl Ahead {
         let room = self.room();
         let resting = self.rests.load(Ordering::Relaxed);
         let wanted = if resting { self.wanted() } else { self.wanted().max(self.reserve()) };
-        let is_low = room.lead() < wanted / 2 && !room.is_done();
-        if is_low || self.due_window(&room).is_some() {
+        if is_low(&room, wanted) || self.due_window(&room).is_some() {
             self.wake();
         }
     }
+}
+
+/// Whether half of so many bytes ahead is used up, and there is more to fill.
+fn is_low(room: &Room, wanted: u64) -> bool {
+    room.lead() < wanted / 2 && !room.is_done()
 }
