@@ -2,11 +2,16 @@
 
 use cuemq_storage_api::Record;
 
+use crate::mapped_file::bring_near;
+
 use super::checksum::{self, LANES, SUM_BYTES};
 use super::format::{
     ALIGNMENT, FRAME_HEADER_BYTES, ITEM_PREFIX_BYTES, KIND_DELETE, KIND_PUT, KIND_RECORD, KIND_TRIM,
     RECORD_HEADER_BYTES, RecordHeader, TRIM_BYTES, in_frame, len_u8, len_u16, len_u32, row_bytes, trim_bytes,
 };
+
+/// Lines of memory are asked for so far ahead of the item that is being stored, an item's worth at a time.
+const LINES_AHEAD_BYTES: usize = 2048;
 
 /// Encodes the items of one frame. The header's place is left alone: whoever gave the place fills it in last, when
 /// everything else stands.
@@ -37,6 +42,7 @@ impl<'a> FrameEncoder<'a> {
     /// `sums` is scratch room, to be used again and again.
     pub(crate) fn new(frame: &'a mut [u8], sums: &'a mut Vec<u8>) -> Self {
         sums.clear();
+        bring_near(&frame[..frame.len().min(LINES_AHEAD_BYTES)]);
         Self { frame, len: FRAME_HEADER_BYTES, sums, items: 0, open: [0; LANES], open_items: 0 }
     }
 
@@ -104,9 +110,13 @@ impl<'a> FrameEncoder<'a> {
         self.end_item(len);
     }
 
-    /// The place of the next item, of this length, with the zeros behind it. A frame that was measured too small is a bug that must not write anything.
+    /// The place of the next item, of this length, with the zeros behind it. A frame that was measured too small is a bug
+    /// that must not write anything.
     #[inline]
     fn place(&mut self, len: usize) -> &mut [u8] {
+        if let Some(ahead) = self.frame.get(self.len + LINES_AHEAD_BYTES..) {
+            bring_near(&ahead[..len.min(LINES_AHEAD_BYTES).min(ahead.len())]);
+        }
         &mut self.frame[self.len..self.len + in_frame(len)]
     }
 
