@@ -21,6 +21,9 @@ const CHUNK_ENTRIES: usize = 1024;
 /// A record's header is asked for so many records before it is looked at: about as long before as memory takes to answer.
 const HEADERS_AHEAD: usize = 8;
 
+/// What lies further behind in a record is asked for by the processor itself, which then knows the way.
+const MOST_ASKED_BYTES: usize = 2048;
+
 /// How far a fetch has come.
 struct Fetching<'a> {
     request: FetchRequest<'a>,
@@ -51,13 +54,16 @@ impl Fetching<'_> {
         RECORD_HEADER_BYTES + self.request.queue.topic.as_str().len()
     }
 
-    /// Has the header of a record that is looked at soon brought near, so that memory answers for several at once.
+    /// Has what is looked at soon of a record brought near, so that memory answers for several at once: its header, or, where
+    /// its sum is checked, all of it.
     #[inline]
     fn ask_for(&self, entry: &Entry) {
+        let is_trusted = entry.position >= self.trusted_from;
+        let len = if is_trusted { self.head_bytes() } else { (entry.size as usize).min(MOST_ASKED_BYTES) };
         if self.request.tags.matches(entry.tag_hash)
-            && let Some(head) = self.reader.in_view(entry.position, self.head_bytes())
+            && let Some(part) = self.reader.in_view(entry.position, len)
         {
-            bring_near(head);
+            bring_near(part);
         }
     }
 

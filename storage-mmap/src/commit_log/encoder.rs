@@ -12,6 +12,8 @@ use super::format::{
 
 /// Lines of memory are asked for so far ahead of the item that is being stored, an item's worth at a time.
 const LINES_AHEAD_BYTES: usize = 2048;
+/// Items that are smaller leave the processor the time to fetch lines by itself.
+const LARGE_ITEM_BYTES: usize = 512;
 
 /// Encodes the items of one frame. The header's place is left alone: whoever gave the place fills it in last, when
 /// everything else stands.
@@ -114,7 +116,9 @@ impl<'a> FrameEncoder<'a> {
     /// that must not write anything.
     #[inline]
     fn place(&mut self, len: usize) -> &mut [u8] {
-        if let Some(ahead) = self.frame.get(self.len + LINES_AHEAD_BYTES..) {
+        if len >= LARGE_ITEM_BYTES
+            && let Some(ahead) = self.frame.get(self.len + LINES_AHEAD_BYTES..)
+        {
             bring_near(&ahead[..len.min(LINES_AHEAD_BYTES).min(ahead.len())]);
         }
         &mut self.frame[self.len..self.len + in_frame(len)]
