@@ -54,12 +54,20 @@ impl Fetching<'_> {
         RECORD_HEADER_BYTES + self.request.queue.topic.as_str().len()
     }
 
+    #[inline]
+    fn is_trusted(&self, position: u64) -> bool {
+        position >= self.trusted_from
+    }
+
     /// Has what is looked at soon of a record brought near, so that memory answers for several at once: its header, or, where
     /// its sum is checked, all of it.
     #[inline]
     fn ask_for(&self, entry: &Entry) {
-        let is_trusted = entry.position >= self.trusted_from;
-        let len = if is_trusted { self.head_bytes() } else { (entry.size as usize).min(MOST_ASKED_BYTES) };
+        let len = if self.is_trusted(entry.position) {
+            self.head_bytes()
+        } else {
+            (entry.size as usize).min(MOST_ASKED_BYTES)
+        };
         if self.request.tags.matches(entry.tag_hash)
             && let Some(part) = self.reader.in_view(entry.position, len)
         {
@@ -80,7 +88,7 @@ impl Fetching<'_> {
         let item = self.reader.in_view(entry.position, in_frame(entry.size as usize))?;
         let header = record_header(item, entry.position, u64::from(entry.size))?;
         let is_it = is_of_entry(&header, item, self.request.queue, self.next, entry);
-        (is_it && (entry.position >= self.trusted_from || item_is_sound(item))).then_some(header)
+        (is_it && (self.is_trusted(entry.position) || item_is_sound(item))).then_some(header)
     }
 
     /// Adds the record that was looked at. Its parts are cut out of the view one by one: cutting them out of the item, as
@@ -104,12 +112,13 @@ impl Fetching<'_> {
         Ok(())
     }
 
-    /// Has the log read ahead behind these entries, if what they mean may have to come from the disk.
-    fn read_on(&self, entries: &[Entry]) {
-        if let (Some(last), false) = (entries.last(), self.records.is_empty())
-            && last.position < self.trusted_from
+    /// Has the log read ahead behind the last record, if what follows may have to come from the disk.
+    fn read_on(&self) {
+        if let Some(last) = self.records.last()
+            && !self.is_trusted(last.position.get())
         {
-            self.reader.read_on(last.position + u64::from(last.size));
+            let item_bytes = self.head_bytes() + last.record.payload_bytes();
+            self.reader.read_on(last.position.get() + item_bytes as u64);
         }
     }
 }
@@ -137,7 +146,9 @@ impl Store {
         };
         while fetching.next < until && fetching.records.len() < fetching.most {
             let entries = self.entries("fetch", queue, fetching.next, fetching.wanted(until))?;
-            if !self.read_entries(&mut fetching, &entries)? {
+            let goes_on = self.read_entries(&mut fetching, &entries)?;
+            fetching.read_on();
+            if !goes_on {
                 break;
             }
         }
@@ -165,7 +176,6 @@ impl Store {
             }
             fetching.next += 1;
         }
-        fetching.read_on(entries);
         Ok(true)
     }
 
@@ -178,7 +188,6 @@ impl Store {
             let Fetching { request, reader, next, log_end, .. } = &mut *fetching;
             self.check_record("fetch", reader, request.queue, *next, entry, *log_end)?
         };
-        let place = || self.segments.describe(entry.position);
-        fetching.add(&header).map_err(|error| read_failed("fetch", &place(), error))
+        fetching.add(&header).map_err(|error| read_failed("fetch", &self.segments.describe(entry.position), error))
     }
 }
