@@ -104,8 +104,8 @@ impl Store {
         }
     }
 
-    /// The writer goes on without; nothing more is prepared in this segment.
-    fn is_unprepared(&self, error: &io::Error) -> bool {
+    /// The writer goes on without.
+    pub(crate) fn is_unprepared(&self, error: &io::Error) -> bool {
         tracing::debug!(store = self.files.describe(), %error, "room could not be prepared");
         false
     }

@@ -53,14 +53,10 @@ pub(crate) type SegmentTimes = BTreeMap<u64, i64>;
 /// The writing end of the log. Lives under the engine's writer lock.
 #[derive(Debug)]
 pub(crate) struct LogWriter {
-    files: Arc<dyn FileLayer>,
     segments: Arc<Segments>,
-    rules: RoomRules,
     epoch: u32,
     end: LogEnd,
     active: Arc<Room>,
-    /// The next segment, made but not used because the room for it was not complete.
-    prepared: Option<Arc<Room>>,
     /// What whoever prepares room knows of this writer.
     ahead: Arc<Ahead>,
     /// Where the active segment is mapped for stores.
@@ -98,19 +94,15 @@ impl LogWriter {
     ) -> io::Result<Self> {
         let start = segments.start_of(end.position);
         let file = segments.open(start, OpenMode::Create)?;
-        let rules = RoomRules::new(settings);
-        let active = Arc::new(Room::new(Arc::clone(&files), rules, start, file, end.position - start));
-        let ahead = Arc::new(Ahead::new(Arc::clone(&active), settings.prepare_bytes));
-        let (prepared, window, buffer, sealed_unsynced, names_unsynced) = (None, None, Vec::new(), Vec::new(), true);
+        let active = Arc::new(Room::new(files, RoomRules::new(settings), start, file, end.position - start));
+        let ahead = Arc::new(Ahead::new(Arc::clone(&segments), Arc::clone(&active), settings.prepare_bytes));
+        let (window, buffer, sealed_unsynced, names_unsynced) = (None, Vec::new(), Vec::new(), true);
         let (maps, into_window) = (true, false);
         Ok(Self {
-            files,
             segments,
-            rules,
             epoch,
             end,
             active,
-            prepared,
             ahead,
             window,
             maps,
@@ -223,29 +215,18 @@ impl LogWriter {
         let segment_bytes = self.segments.segment_bytes();
         let used = self.end.position - self.active.start;
         let next_start = self.active.start + segment_bytes;
-        let next = match self.prepared.take() {
-            Some(prepared) => prepared,
-            None => match self.segments.open(next_start, OpenMode::Create) {
-                Ok(file) => Arc::new(Room::new(Arc::clone(&self.files), self.rules, next_start, file, 0)),
-                Err(error) => return Err(no_room("apply", &Segments::path(next_start), error, health)),
-            },
-        };
-        let room = next.reserve(needed).and_then(|()| self.active.claim(used, used + END_BYTES));
-        if let Err(error) = room {
-            let refused = no_room("apply", &next.path(), error, health);
-            self.prepared = Some(next);
-            return Err(refused);
-        }
+        let room = self.ahead.next_of(&self.active).and_then(|next| next.take(needed).map(|()| next));
+        let next = room
+            .and_then(|next| self.active.claim(used, used + END_BYTES).map(|()| next))
+            .map_err(|error| no_room("apply", &Segments::path(next_start), error, health))?;
         let header = FrameHeader {
             len: u32::try_from(segment_bytes - used).expect("a segment is at most 2 GiB"),
             blank: true,
             ..self.header(self.end.stored_at, durable_upto)
         };
         let (blank, chain) = header.encode();
-        let sealed = &self.active.file;
-        sealed
-            .write_at(used, &[&blank])
-            .and_then(|()| sealed.set_len(segment_bytes))
+        self.active
+            .seal(|file| file.write_at(used, &[&blank]).and_then(|()| file.set_len(segment_bytes)))
             .map_err(|error| health.poison("apply", format!("ending {}", self.active.path()), error))?;
         let sealed = std::mem::replace(&mut self.active, next);
         self.ahead.retire(self.window.take());

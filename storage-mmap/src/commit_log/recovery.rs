@@ -125,7 +125,8 @@ impl Remains {
     fn look_through(&mut self, segments: &Segments, start: u64, from: u64, epoch: u32) -> Result<()> {
         let Some(mut window) = Window::open(segments, start)? else { return Ok(()) };
         let mut at = from;
-        while at < start + window.len {
+        while let Some(data) = window.data_from(at)? {
+            at = data;
             let left = usize::try_from(start + window.len - at).unwrap_or(usize::MAX);
             let piece = window.bytes(at, left.min(WINDOW_BYTES))?;
             if piece.iter().any(|byte| *byte != 0) {
@@ -160,7 +161,8 @@ pub(crate) fn cut(segments: &Segments, from: u64, end: u64) -> Result<()> {
     let failed = |path: String| move |error| read_failed("open", &path, error);
     if let Some(mut window) = Window::open(segments, start)? {
         let mut at = end;
-        while at < start + window.len {
+        while let Some(data) = window.data_from(at)? {
+            at = data;
             let left = usize::try_from(start + window.len - at).unwrap_or(usize::MAX);
             let piece = window.bytes(at, left.min(WINDOW_BYTES))?;
             let len = piece.len();
@@ -213,6 +215,17 @@ impl Window {
         let len = file.len().map_err(|error| read_failed("open", &Segments::path(start), error))?;
         let segment_bytes = segments.segment_bytes();
         Ok(Some(Self { file, start, len: len.min(segment_bytes), segment_bytes, at: start, held: Vec::new() }))
+    }
+
+    /// Where bytes that may be other than zero begin at a position or behind it, within the segment: room that was only
+    /// taken is not read.
+    fn data_from(&self, position: u64) -> Result<Option<u64>> {
+        if position >= self.start + self.len {
+            return Ok(None);
+        }
+        let data = self.file.data_from(position - self.start);
+        let data = data.map_err(|error| read_failed("open", &Segments::path(self.start), error))?;
+        Ok(data.map(|data| self.start + data).filter(|data| *data < self.start + self.len))
     }
 
     /// Bytes of the segment; the caller knows that the file has them.

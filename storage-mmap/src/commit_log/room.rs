@@ -29,7 +29,9 @@ pub(crate) struct Room {
     pub(crate) file: Arc<dyn LayerFile>,
     files: Arc<dyn FileLayer>,
     rules: RoomRules,
-    /// Held by whoever takes or fills room.
+    /// Held by whoever fills room, or says that it will be written over.
+    filling: Mutex<()>,
+    /// Held by whoever takes room, which may wait for the disk; taken behind `filling`.
     taking: Mutex<()>,
     /// Bytes of the file that are surely backed by the disk.
     taken: AtomicU64,
@@ -70,8 +72,13 @@ impl Room {
         used: u64,
     ) -> Self {
         let at = || AtomicU64::new(used);
-        let (taking, gave_up) = (Mutex::new(()), AtomicBool::new(false));
-        Self { start, file, files, rules, taking, taken: at(), filled: at(), used: at(), gave_up }
+        let (filling, taking, gave_up) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        Self { start, file, files, rules, filling, taking, taken: at(), filled: at(), used: at(), gave_up }
+    }
+
+    /// The room of the segment behind this one, of which nothing is used.
+    pub(crate) fn next(&self, file: Arc<dyn LayerFile>) -> Self {
+        Self::new(Arc::clone(&self.files), self.rules, self.start + self.rules.segment_bytes, file, 0)
     }
 
     /// Bytes of the file once it is full.
@@ -109,7 +116,11 @@ impl Room {
         self.used.store(used, Ordering::Relaxed);
     }
 
-    // Guards no value: the numbers are atomic, and each is raised after what it speaks of is done.
+    // Neither guards a value: the numbers are atomic, and each is raised after what it speaks of is done.
+    fn filling(&self) -> MutexGuard<'_, ()> {
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn taking(&self) -> MutexGuard<'_, ()> {
         self.taking.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,21 +133,12 @@ impl Room {
         if upto <= self.filled.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _taking = self.taking();
+        let _filling = self.filling();
         self.take(upto)?;
         // From here on the frame may be written: whoever fills next begins behind it.
         debug_assert!(from <= self.filled.load(Ordering::Acquire), "frames lie behind each other");
         self.filled.fetch_max(upto, Ordering::AcqRel);
         Ok(())
-    }
-
-    /// Takes room up to `upto`.
-    ///
-    /// # Errors
-    /// `StorageFull`, with nothing changed; what the file layer answers.
-    pub(crate) fn reserve(&self, upto: u64) -> io::Result<()> {
-        let _taking = self.taking();
-        self.take(upto)
     }
 
     /// Takes room up to `upto` and fills it.
@@ -147,7 +149,7 @@ impl Room {
         if upto <= self.filled.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _taking = self.taking();
+        let _filling = self.filling();
         while self.filled.load(Ordering::Acquire) < upto {
             self.fill_step()?;
         }
@@ -159,7 +161,7 @@ impl Room {
     /// # Errors
     /// As [`Room::fill`]; then the writer goes on by itself in this segment.
     pub(crate) fn fill_ahead(&self) -> io::Result<()> {
-        let _taking = self.taking();
+        let _filling = self.filling();
         self.fill_step().inspect_err(|_| self.gave_up.store(true, Ordering::Relaxed))
     }
 
@@ -178,9 +180,17 @@ impl Room {
         Ok(())
     }
 
-    /// Takes room from the disk up to `needed` bytes of the file, in steps; the caller holds the lock.
-    fn take(&self, needed: u64) -> io::Result<()> {
-        let taken = self.taken.load(Ordering::Relaxed);
+    /// Takes room from the disk up to `needed` bytes of the file, in steps; what lies beyond the segment is left out.
+    ///
+    /// # Errors
+    /// `StorageFull`, with nothing changed; what the file layer answers.
+    pub(crate) fn take(&self, needed: u64) -> io::Result<()> {
+        let needed = needed.min(self.rules.segment_bytes);
+        if needed <= self.taken.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _taking = self.taking();
+        let taken = self.taken.load(Ordering::Acquire);
         if needed <= taken {
             return Ok(());
         }
@@ -198,7 +208,19 @@ impl Room {
             return Err(io::Error::new(io::ErrorKind::StorageFull, context));
         }
         self.file.allocate(taken, upto - taken)?;
-        self.taken.store(upto, Ordering::Relaxed);
+        self.taken.store(upto, Ordering::Release);
+        Ok(())
+    }
+
+    /// Has `end` give the file its last length, after which no room is taken in it any more: taking that fails sets the
+    /// length back to what it was.
+    ///
+    /// # Errors
+    /// What `end` answers.
+    pub(crate) fn seal(&self, end: impl FnOnce(&dyn LayerFile) -> io::Result<()>) -> io::Result<()> {
+        let _taking = self.taking();
+        end(&*self.file)?;
+        self.taken.store(self.rules.segment_bytes, Ordering::Release);
         Ok(())
     }
 

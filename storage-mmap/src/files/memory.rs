@@ -381,6 +381,15 @@ impl LayerFile for Handle {
         Ok(())
     }
 
+    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        let mut shared = self.files.shared();
+        shared.meet(FileCall::Read, &self.path)?;
+        let left = shared.disk.len(self.file).saturating_sub(offset);
+        let mut rest = vec![0; usize::try_from(left).expect("it is all in memory")];
+        shared.disk.read(self.file, offset, &mut rest)?;
+        Ok(rest.iter().position(|byte| *byte != 0).map(|skip| offset + skip as u64))
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut shared = self.files.shared();
         shared.meet(FileCall::SetLen, &self.path)?;

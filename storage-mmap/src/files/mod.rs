@@ -140,6 +140,14 @@ pub trait LayerFile: Debug + Send + Sync + 'static {
     /// # Errors
     /// `StorageFull` while nothing has changed that a reader could see.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Where bytes that may be other than zero begin at an offset or behind it; `None` when there are none. The default does
+    /// not know and says the offset.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        Ok(Some(offset))
+    }
     /// Cuts or extends the file. Never below a range that was mapped and may still be read.
     ///
     /// # Errors

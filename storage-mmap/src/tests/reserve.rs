@@ -1,4 +1,4 @@
-//! Room that is filled and synced while nobody writes.
+//! Room that is filled and synced while nobody writes, and room that is taken before a sync.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use cuemq_storage_api::{QueueId, QueueKey, Record, Timestamp, TopicName, WriteBa
 
 use super::*;
 use crate::files::memory::{FaultEffect, FaultTarget, FileCall};
-use crate::files::{FileLayer, MemoryFiles, RealFiles};
+use crate::files::{FileLayer, MemoryFiles, OpenMode, RealFiles};
 use crate::settings::MmapSettings;
 
 const BODY_BYTES: usize = 100_000;
@@ -134,4 +134,67 @@ fn the_thread_fills_it_by_itself() {
     append(&store, 12, true);
     store.sync_log("test").unwrap();
     preparer.stop();
+}
+
+fn segment_bytes_taken(files: &MemoryFiles, number: u64) -> Option<u64> {
+    let path = format!("commitlog/{:020}", number * (16 << 20));
+    files.open(&path, OpenMode::Existing).ok().map(|file| file.len().unwrap())
+}
+
+/// A store whose frames are stored into the map, as those behind which no sync is expected are.
+fn stored(files: &MemoryFiles, frames: usize) -> Store {
+    let files = files.clone().mapped_for_writing();
+    let settings = MmapSettings { segment_bytes: 16 << 20, allocate_step_bytes: 1 << 20, ..MmapSettings::default() };
+    let store = Store::open(Arc::new(files), settings).unwrap();
+    append(&store, frames, false);
+    store
+}
+
+#[test]
+fn before_a_large_sync_room_is_taken_for_as_much_again_and_a_small_one_takes_none() {
+    let files = MemoryFiles::new();
+    let store = stored(&files, 50);
+    store.sync_log("test").unwrap();
+    assert_eq!(segment_bytes_taken(&files, 0), Some(5 << 20), "50 frames and nothing more");
+    append(&store, 90, false);
+    store.sync_log("test").unwrap();
+    assert_eq!(segment_bytes_taken(&files, 0), Some(16 << 20), "all there is");
+    assert_eq!(segment_bytes_taken(&files, 1), Some(6 << 20), "the rest in the next segment");
+    append(&store, 60, false);
+    store.sync_log("test").unwrap();
+    assert_eq!(segment_bytes_taken(&files, 1), Some(6 << 20), "it was used as it is");
+    drop(store);
+    let again = Store::open(Arc::new(files), MmapSettings { segment_bytes: 16 << 20, ..MmapSettings::default() });
+    assert_eq!(again.unwrap().writer("test").unwrap().log.end().position >> 20, 19);
+}
+
+#[test]
+fn a_next_segment_that_was_made_and_not_used_is_no_damage() {
+    for closes in [true, false] {
+        let files = MemoryFiles::new();
+        let store = stored(&files, 120);
+        store.sync_log("test").unwrap();
+        let end = store.writer("test").unwrap().log.end();
+        assert!(segment_bytes_taken(&files, 1).is_some() && end.position < 16 << 20);
+        if closes {
+            store.close().unwrap();
+        }
+        drop(store);
+        let again = stored(&files, 0);
+        assert_eq!(again.writer("test").unwrap().log.end(), end);
+        append(&again, 60, false);
+        assert_eq!(again.writer("test").unwrap().log.room().start, 16 << 20);
+    }
+}
+
+#[test]
+fn a_disk_that_has_no_room_before_a_sync_fails_no_sync() {
+    let files = MemoryFiles::new();
+    let store = stored(&files, 120);
+    files.fail(FaultTarget::Nth(FileCall::Allocate, 1), FaultEffect::Fail(io::ErrorKind::StorageFull));
+    store.sync_log("test").unwrap();
+    assert_eq!(segment_bytes_taken(&files, 0), Some(12 << 20));
+    files.clear_faults();
+    append(&store, 60, false);
+    store.sync_log("test").unwrap();
 }
