@@ -7,6 +7,7 @@ use cuemq_storage_api::{
     Attributes, Fetch, FetchRequest, LogPosition, QueueOffset, Record, Result, StoredRecord, TagHashes, Timestamp,
 };
 
+use crate::commit_log::checksum;
 use crate::commit_log::format::{RECORD_HEADER_BYTES, RecordHeader, in_frame, item_is_sound};
 use crate::commit_log::segment::SegmentReader;
 use crate::consume_queue::entry::Entry;
@@ -18,8 +19,11 @@ use crate::store::Store;
 /// Most entries read from a consume queue in one go.
 const CHUNK_ENTRIES: usize = 1024;
 
-/// A record's header is asked for so many records before it is looked at: about as long before as memory takes to answer.
-const HEADERS_AHEAD: usize = 8;
+/// Records whose sums are checked before the first of them is handed out, three side by side: handing out a slice counts it,
+/// for which the processor waits before it goes on. A record's header is asked for so many records before it is looked at:
+/// about as long before as memory takes to answer.
+const BLOCK_RECORDS: usize = 12;
+const _: () = assert!(BLOCK_RECORDS.is_multiple_of(checksum::LANES), "no checksum is computed alone");
 
 /// What lies further behind in a record is asked for by the processor itself, which then knows the way.
 const MOST_ASKED_BYTES: usize = 2048;
@@ -82,13 +86,44 @@ impl Fetching<'_> {
         self.payload <= self.request.limit.max_bytes || self.records.is_empty()
     }
 
+    /// The item of an entry, with the zeros behind it, if it lies in the view.
+    #[inline]
+    fn item(&self, entry: &Entry) -> Option<&[u8]> {
+        self.reader.in_view(entry.position, in_frame(entry.size as usize))
+    }
+
+    /// The entries to look at next, and whether the sums of all their records are known to hold: one entry, where that
+    /// is not easily said.
+    #[inline]
+    fn block<'e>(&self, entries: &'e [Entry]) -> (&'e [Entry], bool) {
+        let block = &entries[..entries.len().min(BLOCK_RECORDS)];
+        // Positions rise along a queue.
+        if block.first().is_some_and(|first| self.is_trusted(first.position)) {
+            return (block, true);
+        }
+        if self.request.tags == &TagHashes::All && block.len() == BLOCK_RECORDS && self.are_sound(block) {
+            return (block, true);
+        }
+        (&entries[..entries.len().min(1)], false)
+    }
+
+    /// Whether all items lie in the view and their sums hold.
+    fn are_sound(&self, block: &[Entry]) -> bool {
+        let mut items: [&[u8]; BLOCK_RECORDS] = [&[]; BLOCK_RECORDS];
+        let found = block.iter().zip(&mut items).all(|(entry, item)| {
+            *item = self.item(entry).unwrap_or_default();
+            item.len() >= RECORD_HEADER_BYTES
+        });
+        found && block.len() == BLOCK_RECORDS && checksum::hold(&items)
+    }
+
     /// The header of an item that is surely the record at `next`: nothing has to be asked, and nothing to be said.
     #[inline]
-    fn header(&self, entry: &Entry) -> Option<RecordHeader> {
-        let item = self.reader.in_view(entry.position, in_frame(entry.size as usize))?;
+    fn header(&self, entry: &Entry, sum_holds: bool) -> Option<RecordHeader> {
+        let item = self.item(entry)?;
         let header = record_header(item, entry.position, u64::from(entry.size))?;
         let is_it = is_of_entry(&header, item, self.request.queue, self.next, entry);
-        (is_it && (self.is_trusted(entry.position) || item_is_sound(item))).then_some(header)
+        (is_it && (sum_holds || item_is_sound(item))).then_some(header)
     }
 
     /// Adds the record that was looked at. Its parts are cut out of the view one by one: cutting them out of the item, as
@@ -161,27 +196,32 @@ impl Store {
         if fetching.request.tags == &TagHashes::All {
             fetching.records.reserve(entries.len());
         }
-        for (at, entry) in entries.iter().enumerate() {
-            if fetching.records.len() == fetching.most {
-                return Ok(false);
-            }
-            if let Some(soon) = entries.get(at + HEADERS_AHEAD) {
-                fetching.ask_for(soon);
-            }
-            if fetching.request.tags.matches(entry.tag_hash) {
-                if !fetching.has_room_for(entry) {
+        let mut rest = entries;
+        while !rest.is_empty() {
+            let (block, sums_hold) = fetching.block(rest);
+            for (at, entry) in block.iter().enumerate() {
+                if fetching.records.len() == fetching.most {
                     return Ok(false);
                 }
-                self.read_entry(fetching, entry)?;
+                if let Some(soon) = rest.get(at + BLOCK_RECORDS) {
+                    fetching.ask_for(soon);
+                }
+                if fetching.request.tags.matches(entry.tag_hash) {
+                    if !fetching.has_room_for(entry) {
+                        return Ok(false);
+                    }
+                    self.read_entry(fetching, entry, sums_hold)?;
+                }
+                fetching.next += 1;
             }
-            fetching.next += 1;
+            rest = &rest[block.len()..];
         }
         Ok(true)
     }
 
     #[inline]
-    fn read_entry(&self, fetching: &mut Fetching<'_>, entry: &Entry) -> Result<()> {
-        let header = if let Some(header) = fetching.header(entry) {
+    fn read_entry(&self, fetching: &mut Fetching<'_>, entry: &Entry, sum_holds: bool) -> Result<()> {
+        let header = if let Some(header) = fetching.header(entry, sum_holds) {
             header
         } else {
             // It lies elsewhere, or something is wrong with it.

@@ -52,6 +52,7 @@ struct Shared {
     faults: Faults,
     recording: Option<History>,
     maps_for_writing: bool,
+    read_on: Option<(String, u64)>,
 }
 
 impl Default for MemoryFiles {
@@ -76,6 +77,7 @@ impl MemoryFiles {
             faults: Faults::default(),
             recording: None,
             maps_for_writing: false,
+            read_on: None,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
@@ -125,6 +127,12 @@ impl MemoryFiles {
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.shared().faults.calls()
+    }
+
+    /// The file and the offset behind which a reader said last that it may go on.
+    #[must_use]
+    pub fn last_read_on(&self) -> Option<(String, u64)> {
+        self.shared().read_on.clone()
     }
 
     /// Lets files be mapped for stores, which they are not at first. Stores are recorded like writes, in pieces.

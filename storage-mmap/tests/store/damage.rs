@@ -184,6 +184,64 @@ fn rot_that_is_read_is_an_error_and_the_rest_can_be_read() {
     append(&engine, &orders(), 20).unwrap();
 }
 
+/// Sums are checked for several records at once: a damaged one is found all the same, and no other is blamed for it.
+#[test]
+fn rot_is_named_wherever_it_lies_in_a_long_fetch() {
+    const RECORDS: u64 = 50;
+    let home = tempfile::tempdir().unwrap();
+    let settings = || MmapSettings { segment_bytes: 4 * SEGMENT_BYTES, ..settings() };
+    let engine = MmapEngine::open(home.path(), settings()).unwrap();
+    let applied: Vec<_> = (0..RECORDS).map(|number| append(&engine, &orders(), number).unwrap()).collect();
+    engine.close().unwrap();
+    let queue = orders();
+    for (damaged, applied) in applied.iter().enumerate() {
+        let position = applied.positions[0].get();
+        let start = position - position % (4 * SEGMENT_BYTES);
+        let path = home.path().join(format!("commitlog/{start:020}"));
+        let whole = std::fs::read(&path).unwrap();
+        let mut bytes = whole.clone();
+        let item_bytes = 70;
+        bytes[usize::try_from(position - start).unwrap() + item_bytes] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let engine = MmapEngine::open(home.path(), settings()).unwrap();
+        let fetch =
+            |from, most| engine.fetch(FetchRequest::all(&queue, QueueOffset::new(from), FetchLimit::messages(most)));
+        let refused = fetch(0, 50).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "{damaged}");
+        let place = format!("commitlog/{start:020} at offset {}", position - start);
+        assert!(refused.context().contains(&place), "{damaged}: {refused}");
+        assert!(damaged == 0 || fetch(0, damaged).unwrap().records.len() == damaged, "{damaged}");
+        let behind = damaged as u64 + 1;
+        assert_eq!(fetch(behind, 50).unwrap().records.len() as u64, RECORDS - behind);
+        engine.close().unwrap();
+        std::fs::write(&path, &whole).unwrap();
+    }
+}
+
+/// What comes next may have to come from the disk: the log is read ahead behind each fetch, however it ended.
+#[test]
+fn behind_a_fetch_of_what_is_not_trusted_the_log_is_read_ahead() {
+    let files = MemoryFiles::new();
+    let engine = open(&files);
+    let applied: Vec<_> = (0..20).map(|number| append(&engine, &orders(), number).unwrap()).collect();
+    let queue = orders();
+    let fetch = |engine: &MmapEngine, limit| {
+        engine.fetch(FetchRequest::all(&queue, QueueOffset::ZERO, limit)).unwrap().records.len()
+    };
+    fetch(&engine, FetchLimit::messages(5));
+    assert_eq!(files.last_read_on(), None, "what was just written is in memory");
+    engine.close().unwrap();
+    let engine = open(&files);
+    for limit in [FetchLimit::messages(5), FetchLimit { max_messages: 20, max_bytes: 700 }] {
+        let count = fetch(&engine, limit);
+        assert!((1..20).contains(&count));
+        let (path, offset) = place(applied[count].positions[0].get());
+        let (read, end) = files.last_read_on().expect("it is read ahead");
+        // Between two records lies the second one's frame header.
+        assert!(read == path && end <= offset && offset - end <= 72, "{read} {end}, {path} {offset}");
+    }
+}
+
 #[test]
 fn without_its_checkpoint_a_store_is_read_from_its_log() {
     let files = MemoryFiles::new();

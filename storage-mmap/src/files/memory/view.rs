@@ -21,6 +21,11 @@ impl MappedRegion for Region {
         assert!(read.is_ok(), "mapped range {start}..{end} reaches beyond the file");
         bytes.freeze()
     }
+
+    fn read_on(&self, end: u64) {
+        let advice = (self.content.path.clone(), end);
+        self.content.files.shared().read_on = Some(advice);
+    }
 }
 
 /// A view to store into: the bytes lie apart until the writer says that they are written.
