@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use actix::{Actor, Addr, Context, Handler, Message};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, WrapFuture};
 
 /// Tells an actor that its inbox has something for it. At most one is under way per inbox.
 #[derive(Debug, Message)]
@@ -79,6 +79,11 @@ impl<T> Inbox<T> {
         request
     }
 
+    /// The next request, for an actor that ends each `Drain` with [`rest`](Inbox::rest) or with another one.
+    pub(crate) fn next(&self) -> Option<T> {
+        self.lock().waiting.pop_front()
+    }
+
     /// Whether nothing waits; if so, the inbox goes to sleep.
     pub(crate) fn rest(&self) -> bool {
         let mut state = self.lock();
@@ -108,6 +113,20 @@ impl<T> fmt::Debug for Inbox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inbox").field("waiting", &self.sum(|_| 1)).finish_non_exhaustive()
     }
+}
+
+/// Sends an actor its next [`Drain`] once its neighbours on the thread have had their turns.
+pub(crate) fn go_on<A>(actor: &A, ctx: &mut Context<A>)
+where
+    A: Actor<Context = Context<A>> + Handler<Drain>,
+{
+    // Whoever has left its turn last may be the first to get it back, so it leaves a second one.
+    let neighbours = async {
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+    };
+    ctx.wait(neighbours.into_actor(actor));
+    ctx.notify(Drain);
 }
 
 /// Sends a control message that nobody waits for. Only for messages of which few can be under way: the mailbox does

@@ -14,6 +14,7 @@ pub(crate) mod delay;
 pub(crate) mod expiry;
 pub(crate) mod gateway;
 pub(crate) mod group;
+mod lingering;
 pub(crate) mod mailbox;
 pub(crate) mod queue;
 pub(crate) mod queue_change;

@@ -23,7 +23,7 @@ pub(crate) use handle::{ApplicationHandle, PrepareReply};
 pub(crate) use messages::{ApplicationCommand, Outcome, Send, Submission};
 pub(crate) use rows::StoredRows;
 
-use super::mailbox::{Drain, Inbox};
+use super::mailbox::{Drain, Inbox, go_on};
 use crate::limits::{MAX_ROUND_BYTES, MAX_ROUND_OPERATIONS, MAX_ROUND_TRANSACTIONS};
 use crate::shared::Shared;
 use rooms::{Demands, Rooms};
@@ -94,8 +94,7 @@ impl Handler<Drain> for ApplicationActor {
         }
         self.begin_round(ctx);
         if !self.inbox.rest() {
-            ctx.wait(tokio::task::yield_now().into_actor(self));
-            ctx.notify(Drain);
+            go_on(self, ctx);
         }
     }
 }

@@ -23,7 +23,7 @@ pub(crate) use messages::{Change, ChangeRequest, Changed, DelayCommand, DelayReq
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::expiry::Endings;
-use super::mailbox::{Drain, Inbox};
+use super::mailbox::{Drain, Inbox, go_on};
 use super::supervisor::fail_start;
 use crate::domain::delay::{DelayEffect, DelaySchedule, TimerKey};
 use crate::error::{Error, Result};
@@ -85,8 +85,7 @@ impl Handler<Drain> for DelayActor {
         self.carry_out_changes();
         self.go_on(ctx);
         if !self.inbox.rest() {
-            ctx.wait(tokio::task::yield_now().into_actor(self));
-            ctx.notify(Drain);
+            go_on(self, ctx);
         }
     }
 }

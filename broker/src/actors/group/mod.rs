@@ -47,7 +47,7 @@ pub(crate) use withdrawal::Withdrawal;
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::application::PrepareReply;
-use super::mailbox::{Drain, Inbox};
+use super::mailbox::{Drain, Inbox, go_on};
 use super::room::came_back;
 use super::supervisor::fail_start;
 use crate::consumer::session::{Exchange, Granted, Session};
@@ -172,8 +172,7 @@ impl Handler<Drain> for GroupActor {
         self.write_offsets();
         self.set_deadline(ctx);
         if !self.inbox.rest() {
-            ctx.wait(tokio::task::yield_now().into_actor(self));
-            ctx.notify(Drain);
+            go_on(self, ctx);
         }
     }
 }

@@ -9,6 +9,7 @@ use cuemq_storage_api::{QueueKey, Record};
 
 use super::burst::{Burst, UsualSize};
 use super::{KIND, QueueActor, QueueWriter, Ticket};
+use crate::actors::lingering::Lingering;
 use crate::actors::mailbox::{Drain, Inbox, post};
 use crate::actors::room::LimitedQueue;
 use crate::actors::supervisor::Identity;
@@ -68,7 +69,8 @@ impl QueueHandle {
             admitted: Vec::new(),
             parked: Arc::clone(&self.parked),
         }));
-        let actor = QueueActor { inbox: Arc::clone(&self.inbox), writer: Arc::clone(&writer) };
+        let (inbox, lingering) = (Arc::clone(&self.inbox), Lingering::default());
+        let actor = QueueActor { inbox, writer: Arc::clone(&writer), lingering };
         let abandoned = Arc::clone(&self.inbox);
         let (left_behind, left) = (Arc::clone(&writer), Arc::downgrade(&writer));
         let orphaned = move || {

@@ -11,6 +11,7 @@ mod outcome;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use actix::{Actor, AsyncContext, Context, Handler, Supervised, WrapFuture};
 use cuemq_storage_api::{QueueKey, WriteBatch};
@@ -20,7 +21,8 @@ pub(crate) use handle::QueueHandle;
 pub(crate) use outcome::Ticket;
 
 use super::expiry::Endings;
-use super::mailbox::{Drain, Inbox};
+use super::lingering::Lingering;
+use super::mailbox::{Drain, Inbox, go_on};
 use super::room::LimitedQueue;
 use crate::limits::{
     MAX_BURST_RECORDS, MAX_DRAIN_BYTES, MAX_DRAIN_RECORDS, MAX_DRAIN_REQUESTS, WRITE_BYTES, WRITE_RECORDS,
@@ -33,6 +35,7 @@ pub(crate) const KIND: &str = "queue";
 pub(crate) struct QueueActor {
     inbox: Arc<Inbox<Burst>>,
     writer: Arc<Mutex<QueueWriter>>,
+    lingering: Lingering,
 }
 
 /// Takes what waits and writes it. The actor's, but for the moment of a change of the topic's queues: then whatever
@@ -58,6 +61,7 @@ impl Supervised for QueueActor {
     fn restarting(&mut self, ctx: &mut Context<Self>) {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.admitted.retain_mut(Burst::lose_what_is_at_hand);
+        self.lingering.end();
         if self.inbox.wake_after_restart() || !writer.admitted.is_empty() {
             ctx.notify(Drain);
         }
@@ -71,6 +75,7 @@ impl Handler<Drain> for QueueActor {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if writer.parked.load(Ordering::Acquire) {
             // Whoever ends the change wakes the actor if something waits.
+            self.lingering.end();
             self.inbox.rest();
             return;
         }
@@ -83,11 +88,24 @@ impl Handler<Drain> for QueueActor {
             writer.write();
         }
         drop(writer);
-        if !self.inbox.rest() {
-            // Neighbours on this thread come first; then the rest of what waits.
+        if turn.has_room() && self.lingers(turn.requests > 0) {
             ctx.wait(tokio::task::yield_now().into_actor(self));
             ctx.notify(Drain);
+        } else if !self.inbox.rest() {
+            go_on(self, ctx);
         }
+    }
+}
+
+impl QueueActor {
+    /// Whether it looks once more before it sleeps. Threads that have something to do come first.
+    #[expect(clippy::disallowed_methods, reason = "how long an actor looks decides nothing about a message")]
+    fn lingers(&mut self, found: bool) -> bool {
+        let lingers = self.lingering.goes_on(found, Instant::now());
+        if lingers {
+            std::thread::yield_now();
+        }
+        lingers
     }
 }
 
@@ -154,7 +172,7 @@ impl QueueWriter {
         let mut load = Load::default();
         self.admitted.iter().for_each(|burst| load.add(burst));
         while !load.is_a_write() && turn.has_room() {
-            let Some(burst) = self.inbox.pop() else { break };
+            let Some(burst) = self.inbox.next() else { break };
             load.add(&burst);
             turn.add(&burst);
             self.admitted.push(burst);

@@ -20,7 +20,7 @@ pub(crate) use handle::{Routes, TopicHandle};
 pub(crate) use messages::SpanRequest;
 
 use super::expiry::Endings;
-use super::mailbox::{Drain, Inbox};
+use super::mailbox::{Drain, Inbox, go_on};
 use crate::limits::YIELD_AFTER;
 use crate::settings::Flush;
 use crate::shared::Shared;
@@ -67,8 +67,7 @@ impl Handler<Drain> for TopicActor {
             write_across(&self.shared, request.split(), |batch, done| passage.write(batch, self.flush, done));
         }
         if !self.inbox.rest() {
-            ctx.wait(tokio::task::yield_now().into_actor(self));
-            ctx.notify(Drain);
+            go_on(self, ctx);
         }
     }
 }

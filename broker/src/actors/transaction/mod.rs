@@ -20,7 +20,7 @@ pub(crate) use messages::{BeginRequest, Checker, Finish, TransactionCommand};
 
 use super::alarm::{Alarm, Alarmed, set_alarm};
 use super::expiry::Endings;
-use super::mailbox::{Drain, Inbox};
+use super::mailbox::{Drain, Inbox, go_on};
 use super::room;
 use super::supervisor::fail_start;
 use crate::actors::group::Answer;
@@ -89,8 +89,7 @@ impl Handler<Drain> for TransactionActor {
         self.commit_limited(ctx);
         self.set_alarm(ctx);
         if !self.inbox.rest() {
-            ctx.wait(tokio::task::yield_now().into_actor(self));
-            ctx.notify(Drain);
+            go_on(self, ctx);
         }
     }
 }
