@@ -197,6 +197,7 @@ impl Routes<'_> {
         let written = self.layout.written;
         let id = match sharding_key {
             Some(key) => by_sharding_key(key, written),
+            None if written == QueueCount::ONE => QueueId::FIRST,
             None => self.round_robin.lock().unwrap_or_else(PoisonError::into_inner).choose(written),
         };
         &self.layout.queues[id.get() as usize]
