@@ -23,9 +23,9 @@ const CASES: [(u64, u64, f64); 6] =
 const SUSTAINED_WRITERS: u64 = 1024;
 /// How many times more rounds than others they make.
 const SUSTAINED_ROUNDS: u64 = 8;
-/// Messages per sync of the bare log beside them: a lone writer's, those of 64 and of 256 writers, and those of 1,024, as many
-/// as of 16 with batches of 64.
-const BARE_MESSAGES: [usize; 4] = [1, 64, 256, 1024];
+/// Messages per sync of the bare log beside them: a lone writer's, those of 64 writers, those of 256 and of 1,024 in two
+/// parties and in one; 1,024 are as many as of 16 with batches of 64.
+const BARE_MESSAGES: [usize; 6] = [1, 64, 128, 256, 512, 1024];
 /// Messages per sync of the one whose room was not prepared.
 const SUSTAINED_MESSAGES: usize = 1024;
 /// How many times more rounds a lone writer makes, and one with some company: a pass has to last.
