@@ -106,24 +106,30 @@ impl Ahead {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The segment behind that of `room`, which is made unless it was before. There is only one of it, because all that take
-    /// room in one file have to know of each other.
+    fn next_slot(&self) -> MutexGuard<'_, Option<Arc<Room>>> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The segment behind the one that is written to, which is made unless it was before. There is only one of it, because
+    /// all that take room in one file have to know of each other.
     ///
     /// # Errors
     /// What the file layer answers.
-    pub(crate) fn next_of(&self, room: &Room) -> io::Result<Arc<Room>> {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = room.start + room.segment_bytes();
-        if let Some(made) = next.as_ref().filter(|made| made.start == start) {
+    pub(crate) fn next(&self) -> io::Result<Arc<Room>> {
+        let mut next = self.next_slot();
+        if let Some(made) = next.as_ref() {
             return Ok(Arc::clone(made));
         }
-        let made = Arc::new(room.next(self.segments.open(start, OpenMode::Create)?));
-        *next = Some(Arc::clone(&made));
-        Ok(made)
+        // It stays the one that is written to as long as the slot is held.
+        let room = self.room();
+        let file = self.segments.open(room.start + room.segment_bytes(), OpenMode::Create)?;
+        Ok(Arc::clone(next.insert(Arc::new(room.next(file)))))
     }
 
-    /// The writer has begun another segment.
+    /// The writer has begun the next segment.
     pub(crate) fn go_on_in(&self, room: Arc<Room>) {
+        let mut next = self.next_slot();
+        *next = None;
         *self.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
         *self.window() = None;
     }
@@ -166,7 +172,7 @@ impl Ahead {
         let upto = room.used().saturating_add(written);
         room.take(upto)?;
         match upto.checked_sub(room.segment_bytes()) {
-            Some(beyond) if beyond > 0 => self.next_of(&room)?.take(beyond),
+            Some(beyond) if beyond > 0 => self.next()?.take(beyond),
             _ => Ok(()),
         }
     }

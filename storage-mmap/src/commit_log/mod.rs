@@ -215,7 +215,7 @@ impl LogWriter {
         let segment_bytes = self.segments.segment_bytes();
         let used = self.end.position - self.active.start;
         let next_start = self.active.start + segment_bytes;
-        let room = self.ahead.next_of(&self.active).and_then(|next| next.take(needed).map(|()| next));
+        let room = self.ahead.next().and_then(|next| next.take(needed).map(|()| next));
         let next = room
             .and_then(|next| self.active.claim(used, used + END_BYTES).map(|()| next))
             .map_err(|error| no_room("apply", &Segments::path(next_start), error, health))?;
