@@ -92,14 +92,12 @@ impl Fetching<'_> {
         self.reader.in_view(entry.position, in_frame(entry.size as usize))
     }
 
-    /// The entries to look at next, and whether the sums of all their records are known to hold: one entry, where that
-    /// is not easily said.
+    /// The entries to look at next, and whether the sums of all their records were found to hold.
     #[inline]
     fn block<'e>(&self, entries: &'e [Entry]) -> (&'e [Entry], bool) {
         let block = &entries[..entries.len().min(BLOCK_RECORDS)];
-        // Positions rise along a queue.
         if block.first().is_some_and(|first| self.is_trusted(first.position)) {
-            return (block, true);
+            return (block, false);
         }
         if self.request.tags == &TagHashes::All && block.len() == BLOCK_RECORDS && self.are_sound(block) {
             return (block, true);
@@ -123,7 +121,7 @@ impl Fetching<'_> {
         let item = self.item(entry)?;
         let header = record_header(item, entry.position, u64::from(entry.size))?;
         let is_it = is_of_entry(&header, item, self.request.queue, self.next, entry);
-        (is_it && (sum_holds || item_is_sound(item))).then_some(header)
+        (is_it && (sum_holds || self.is_trusted(entry.position) || item_is_sound(item))).then_some(header)
     }
 
     /// Adds the record that was looked at. Its parts are cut out of the view one by one: cutting them out of the item, as
