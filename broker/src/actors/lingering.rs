@@ -12,6 +12,10 @@ const LINGERING_TURNS: u32 = 128;
 /// On a busy machine a turn that was left to others may take milliseconds to come back: then it was the last one.
 const LINGERING_AT_MOST: Duration = Duration::from_millis(1);
 
+/// After each time in vain twice as many bursts pass before the actor lingers again, up to this many: messages that come further
+/// apart than it would look for cost next to nothing.
+const MOST_BURSTS_PASSED: u32 = 64;
+
 thread_local! {
     /// Whether an actor of this thread lingers. One of them keeps the thread awake for all; a thousand queues that have a
     /// message each would only be in each other's way.
@@ -23,23 +27,39 @@ thread_local! {
 pub(super) struct Lingering {
     /// Since when it has found nothing, and for how many turns, while it is the one that lingers.
     since: Option<(Instant, u32)>,
+    /// How many bursts pass the next time it has lingered in vain, and how many of them are still to pass.
+    patience: u32,
+    to_pass: u32,
 }
 
 impl Lingering {
     /// Whether the actor takes one more turn, after one in which it has found something to do or nothing.
     pub(super) fn goes_on(&mut self, found: bool, now: Instant) -> bool {
-        self.since = match self.since.take() {
-            Some(_) if found => Some((now, 1)),
-            Some((since, turns)) => Some((since, turns + 1)),
-            None if found && !TAKEN.replace(true) => Some((now, 1)),
-            None => return false,
+        let (since, turns) = match self.since.take() {
+            Some(_) if found => {
+                self.patience = 0;
+                (now, 1)
+            }
+            Some((since, turns)) => (since, turns + 1),
+            None if !found || self.has_to_pass() || TAKEN.replace(true) => return false,
+            None => (now, 1),
         };
-        let goes_on =
-            self.since.is_some_and(|(since, turns)| turns <= LINGERING_TURNS && now - since < LINGERING_AT_MOST);
+        // Kept till its end, which gives the place free.
+        self.since = Some((since, turns));
+        let goes_on = turns <= LINGERING_TURNS && now - since < LINGERING_AT_MOST;
         if !goes_on {
             self.end();
+            self.patience = (2 * self.patience).clamp(1, MOST_BURSTS_PASSED);
+            self.to_pass = self.patience;
         }
         goes_on
+    }
+
+    /// Whether it lets this burst pass, because it lingered in vain of late.
+    fn has_to_pass(&mut self) -> bool {
+        let passes = self.to_pass > 0;
+        self.to_pass = self.to_pass.saturating_sub(1);
+        passes
     }
 
     /// Leaves it to another actor of the thread.
@@ -85,7 +105,24 @@ mod tests {
         let (mut lingering, now) = (Lingering::default(), Instant::now());
         assert!(lingering.goes_on(true, now));
         assert_eq!(turns(&mut lingering, now, LINGERING_AT_MOST), 1);
-        assert!(lingering.goes_on(true, now + LINGERING_AT_MOST * 2), "the next find is a new beginning");
+    }
+
+    /// How many bursts pass until it lingers, the one for which it does included.
+    fn bursts(lingering: &mut Lingering, now: Instant) -> u32 {
+        (1..).find(|_| lingering.goes_on(true, now)).unwrap_or(0)
+    }
+
+    #[test]
+    fn what_is_in_vain_is_tried_less_and_less_and_what_is_not_always() {
+        let (mut lingering, now) = (Lingering::default(), Instant::now());
+        for expected in [1, 2, 3, 5, 9, 17, 33, 65, 65] {
+            assert_eq!(bursts(&mut lingering, now), expected);
+            turns(&mut lingering, now, Duration::ZERO);
+        }
+        assert_eq!(bursts(&mut lingering, now), 65);
+        assert!(lingering.goes_on(true, now), "this time something came");
+        turns(&mut lingering, now, Duration::ZERO);
+        assert_eq!(bursts(&mut lingering, now), 2, "all is forgotten");
     }
 
     #[test]
