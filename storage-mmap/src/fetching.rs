@@ -95,24 +95,19 @@ impl Fetching<'_> {
     /// The entries to look at next, and whether the sums of all their records were found to hold.
     #[inline]
     fn block<'e>(&self, entries: &'e [Entry]) -> (&'e [Entry], bool) {
-        let block = &entries[..entries.len().min(BLOCK_RECORDS)];
-        if block.first().is_some_and(|first| self.is_trusted(first.position)) {
-            return (block, false);
+        if entries.first().is_some_and(|first| self.is_trusted(first.position)) {
+            return (&entries[..entries.len().min(BLOCK_RECORDS)], false);
         }
-        if self.request.tags == &TagHashes::All && block.len() == BLOCK_RECORDS && self.are_sound(block) {
-            return (block, true);
+        match entries.first_chunk() {
+            Some(block) if self.request.tags == &TagHashes::All && self.are_sound(block) => (block, true),
+            _ => (&entries[..entries.len().min(1)], false),
         }
-        (&entries[..entries.len().min(1)], false)
     }
 
     /// Whether all items lie in the view and their sums hold.
-    fn are_sound(&self, block: &[Entry]) -> bool {
-        let mut items: [&[u8]; BLOCK_RECORDS] = [&[]; BLOCK_RECORDS];
-        let found = block.iter().zip(&mut items).all(|(entry, item)| {
-            *item = self.item(entry).unwrap_or_default();
-            item.len() >= RECORD_HEADER_BYTES
-        });
-        found && block.len() == BLOCK_RECORDS && checksum::hold(&items)
+    fn are_sound(&self, block: &[Entry; BLOCK_RECORDS]) -> bool {
+        let items = block.each_ref().map(|entry| self.item(entry).unwrap_or_default());
+        items.iter().all(|item| item.len() >= RECORD_HEADER_BYTES) && checksum::hold(&items)
     }
 
     /// The header of an item that is surely the record at `next`: nothing has to be asked, and nothing to be said.

@@ -175,7 +175,10 @@ impl Store {
         // A page that is still mapped for stores when the sync comes to it interrupts every processor that runs this
         // process; a map that is taken down does so once for all of its pages.
         self.ahead.take_down();
-        if let Err(error) = self.ahead.take_for_sync() {
+        // Behind a closing nothing is written.
+        if !self.health.is_closing()
+            && let Err(error) = self.ahead.take_for_sync()
+        {
             self.is_unprepared(&error);
         }
         let mut synced = work.files.iter().try_for_each(|file| file.sync_data());

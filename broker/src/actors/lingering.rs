@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Turns in which an actor finds nothing before it sleeps: some tens of microseconds where nobody else wants the core.
+/// Turns in which an actor finds nothing before it sleeps: some 200 us where nobody else wants the core.
 /// Measured beside 0, 16 and 64 in turns: twice as many messages from a sender that awaits each receipt, a tenth to a fifth
 /// more from durable senders, no difference for batches.
 const LINGERING_TURNS: u32 = 128;
@@ -27,8 +27,8 @@ thread_local! {
 pub(super) struct Lingering {
     /// Since when it has found nothing, and for how many turns, while it is the one that lingers.
     since: Option<(Instant, u32)>,
-    /// How many bursts pass the next time it has lingered in vain, and how many of them are still to pass.
-    patience: u32,
+    /// How many bursts it let pass when it had lingered in vain last, and how many of them are still to pass.
+    passed: u32,
     to_pass: u32,
 }
 
@@ -37,7 +37,7 @@ impl Lingering {
     pub(super) fn goes_on(&mut self, found: bool, now: Instant) -> bool {
         let (since, turns) = match self.since.take() {
             Some(_) if found => {
-                self.patience = 0;
+                self.passed = 0;
                 (now, 1)
             }
             Some((since, turns)) => (since, turns + 1),
@@ -49,8 +49,8 @@ impl Lingering {
         let goes_on = turns <= LINGERING_TURNS && now - since < LINGERING_AT_MOST;
         if !goes_on {
             self.end();
-            self.patience = (2 * self.patience).clamp(1, MOST_BURSTS_PASSED);
-            self.to_pass = self.patience;
+            self.passed = (2 * self.passed).clamp(1, MOST_BURSTS_PASSED);
+            self.to_pass = self.passed;
         }
         goes_on
     }

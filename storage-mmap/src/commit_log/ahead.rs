@@ -171,10 +171,8 @@ impl Ahead {
         let room = self.room();
         let upto = room.used().saturating_add(written);
         room.take(upto)?;
-        match upto.checked_sub(room.segment_bytes()) {
-            Some(beyond) if beyond > 0 => self.next()?.take(beyond),
-            _ => Ok(()),
-        }
+        let beyond = upto.saturating_sub(room.segment_bytes());
+        if beyond > 0 { self.next()?.take(beyond) } else { Ok(()) }
     }
 
     /// The next window, if it is ready.

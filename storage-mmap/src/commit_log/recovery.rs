@@ -124,18 +124,15 @@ struct Remains {
 impl Remains {
     fn look_through(&mut self, segments: &Segments, start: u64, from: u64, epoch: u32) -> Result<()> {
         let Some(mut window) = Window::open(segments, start)? else { return Ok(()) };
-        let mut at = from;
-        while let Some(data) = window.data_from(at)? {
-            at = data;
-            let left = usize::try_from(start + window.len - at).unwrap_or(usize::MAX);
-            let piece = window.bytes(at, left.min(WINDOW_BYTES))?;
+        let (end, mut from) = (start + window.len, from);
+        while let Some((at, piece)) = window.piece_from(from)? {
             if piece.iter().any(|byte| *byte != 0) {
                 self.dirty = true;
                 self.look_for_headers(piece, at, epoch);
             }
-            // Windows overlap by one header, so that none is missed between them; the last one needs no more.
-            let step = if piece.len() == left { left } else { piece.len() - FRAME_HEADER_BYTES };
-            at += step as u64;
+            // Pieces overlap by one header, so that none is missed between them; the last one needs no more.
+            let next = at + piece.len() as u64;
+            from = if next == end { end } else { next - FRAME_HEADER_BYTES as u64 };
         }
         Ok(())
     }
@@ -160,17 +157,13 @@ pub(crate) fn cut(segments: &Segments, from: u64, end: u64) -> Result<()> {
     let start = segments.start_of(end);
     let failed = |path: String| move |error| read_failed("open", &path, error);
     if let Some(mut window) = Window::open(segments, start)? {
-        let mut at = end;
-        while let Some(data) = window.data_from(at)? {
-            at = data;
-            let left = usize::try_from(start + window.len - at).unwrap_or(usize::MAX);
-            let piece = window.bytes(at, left.min(WINDOW_BYTES))?;
-            let len = piece.len();
-            if piece.iter().any(|byte| *byte != 0) {
-                let zeros = vec![0; len];
-                window.file.write_at(at - start, &[&zeros]).map_err(failed(Segments::path(start)))?;
+        let mut from = end;
+        while let Some((at, piece)) = window.piece_from(from)? {
+            let (len, is_zero) = (piece.len(), piece.iter().all(|byte| *byte == 0));
+            if !is_zero {
+                window.file.write_at(at - start, &[&vec![0; len]]).map_err(failed(Segments::path(start)))?;
             }
-            at += len as u64;
+            from = at + len as u64;
         }
         window.file.sync_data().map_err(failed(Segments::path(start)))?;
     }
@@ -217,15 +210,18 @@ impl Window {
         Ok(Some(Self { file, start, len: len.min(segment_bytes), segment_bytes, at: start, held: Vec::new() }))
     }
 
-    /// Where bytes that may be other than zero begin at a position or behind it, within the segment: room that was only
-    /// taken is not read.
-    fn data_from(&self, position: u64) -> Result<Option<u64>> {
-        if position >= self.start + self.len {
+    /// The next bytes of the segment at a position or behind it that may be other than zero, and where they begin: room that
+    /// was only taken is not read.
+    fn piece_from(&mut self, position: u64) -> Result<Option<(u64, &[u8])>> {
+        let end = self.start + self.len;
+        if position >= end {
             return Ok(None);
         }
         let data = self.file.data_from(position - self.start);
         let data = data.map_err(|error| read_failed("open", &Segments::path(self.start), error))?;
-        Ok(data.map(|data| self.start + data).filter(|data| *data < self.start + self.len))
+        let Some(at) = data.map(|data| self.start + data).filter(|at| *at < end) else { return Ok(None) };
+        let left = usize::try_from(end - at).unwrap_or(usize::MAX);
+        Ok(Some((at, self.bytes(at, left.min(WINDOW_BYTES))?)))
     }
 
     /// Bytes of the segment; the caller knows that the file has them.

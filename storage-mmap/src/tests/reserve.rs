@@ -198,3 +198,11 @@ fn a_disk_that_has_no_room_before_a_sync_fails_no_sync() {
     append(&store, 60, false);
     store.sync_log("test").unwrap();
 }
+
+#[test]
+fn a_store_that_is_closed_takes_no_room_for_more() {
+    let files = MemoryFiles::new();
+    let store = stored(&files, 120);
+    store.close().unwrap();
+    assert_eq!((segment_bytes_taken(&files, 0), segment_bytes_taken(&files, 1)), (Some(12 << 20), None));
+}

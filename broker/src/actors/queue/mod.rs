@@ -91,7 +91,10 @@ impl Handler<Drain> for QueueActor {
         if turn.has_room() && self.lingers(turn.requests > 0) {
             ctx.wait(tokio::task::yield_now().into_actor(self));
             ctx.notify(Drain);
-        } else if !self.inbox.rest() {
+            return;
+        }
+        self.lingering.end();
+        if !self.inbox.rest() {
             go_on(self, ctx);
         }
     }
