@@ -70,7 +70,7 @@ impl QueueHandle {
             parked: Arc::clone(&self.parked),
         }));
         let (inbox, lingering) = (Arc::clone(&self.inbox), Lingering::default());
-        let actor = QueueActor { inbox, writer: Arc::clone(&writer), lingering };
+        let actor = QueueActor { inbox, writer: Arc::clone(&writer), lingering, goes_round: false };
         let abandoned = Arc::clone(&self.inbox);
         let (left_behind, left) = (Arc::clone(&writer), Arc::downgrade(&writer));
         let orphaned = move || {

@@ -13,8 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use actix::{Actor, AsyncContext, Context, Handler, Supervised, WrapFuture};
+use actix::fut::{ActorStreamExt, ready};
+use actix::{Actor, AsyncContext, Context, Handler, Supervised, WrapFuture, WrapStream};
 use cuemq_storage_api::{QueueKey, WriteBatch};
+use futures_util::{FutureExt, Stream, stream};
 
 pub(crate) use burst::Burst;
 pub(crate) use handle::QueueHandle;
@@ -36,6 +38,8 @@ pub(crate) struct QueueActor {
     inbox: Arc<Inbox<Burst>>,
     writer: Arc<Mutex<QueueWriter>>,
     lingering: Lingering,
+    /// Whether it goes its [`rounds`].
+    goes_round: bool,
 }
 
 /// Takes what waits and writes it. The actor's, but for the moment of a change of the topic's queues: then whatever
@@ -62,6 +66,8 @@ impl Supervised for QueueActor {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.admitted.retain_mut(Burst::lose_what_is_at_hand);
         self.lingering.end();
+        // They went with the old context.
+        self.goes_round = false;
         if self.inbox.wake_after_restart() || !writer.admitted.is_empty() {
             ctx.notify(Drain);
         }
@@ -72,12 +78,28 @@ impl Handler<Drain> for QueueActor {
     type Result = ();
 
     fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) {
+        if self.turn(ctx) && !self.goes_round {
+            self.goes_round = true;
+            ctx.spawn(rounds().into_actor(self).take_while(|(), actor, ctx| ready(actor.round(ctx))).finish());
+        }
+    }
+}
+
+/// One item each time that the thread's other actors have had their turns. One stream for as long as an actor stays awake:
+/// a message to itself would cost the allocator two boxes a turn.
+fn rounds() -> impl Stream<Item = ()> {
+    stream::unfold((), |()| tokio::task::yield_now().map(|()| Some(((), ()))))
+}
+
+impl QueueActor {
+    /// Takes what waits, up to a turn's bounds. Whether the actor stays awake for another turn.
+    fn turn(&mut self, ctx: &mut Context<Self>) -> bool {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if writer.parked.load(Ordering::Acquire) {
             // Whoever ends the change wakes the actor if something waits.
             self.lingering.end();
             self.inbox.rest();
-            return;
+            return false;
         }
         let mut turn = Load::default();
         while turn.has_room() && writer.admit(&mut turn) {
@@ -89,18 +111,21 @@ impl Handler<Drain> for QueueActor {
         }
         drop(writer);
         if turn.has_room() && self.lingers(turn.requests > 0) {
-            ctx.wait(tokio::task::yield_now().into_actor(self));
-            ctx.notify(Drain);
-            return;
+            return true;
         }
         self.lingering.end();
         if !self.inbox.rest() {
             go_on(self, ctx);
         }
+        false
     }
-}
 
-impl QueueActor {
+    /// A turn of its rounds; false when it was the last one.
+    fn round(&mut self, ctx: &mut Context<Self>) -> bool {
+        self.goes_round = self.turn(ctx);
+        self.goes_round
+    }
+
     /// Whether it looks once more before it sleeps. Threads that have something to do come first.
     #[expect(clippy::disallowed_methods, reason = "how long an actor looks decides nothing about a message")]
     fn lingers(&mut self, found: bool) -> bool {
