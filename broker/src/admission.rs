@@ -72,18 +72,31 @@ impl Admission {
     /// Waits for room.
     pub(crate) async fn take<'a>(self: &'a Arc<Self>, messages: usize, bytes: usize) -> Result<Taken<'a>> {
         let room = self.room(messages, bytes)?;
-        let closed = |_| Error::closed("the broker");
-        let messages = self.messages.acquire_many(room.messages).await.map_err(closed)?;
-        self.bytes.acquire_many(room.bytes).await.map_err(closed)?.forget();
-        messages.forget();
-        Ok(Taken { admission: self, room })
+        match self.take_at_once(room) {
+            Ok(taken) => Ok(taken),
+            // In a box, so that a send that need not wait does not carry what one that waits needs.
+            Err(_) => Box::pin(self.wait_for(room)).await,
+        }
     }
 
     /// Takes room if there is some.
     pub(crate) fn try_take<'a>(self: &'a Arc<Self>, messages: usize, bytes: usize) -> Result<Taken<'a>> {
         let room = self.room(messages, bytes)?;
-        let messages = self.messages.try_acquire_many(room.messages).map_err(|error| self.refusal(&error))?;
-        self.bytes.try_acquire_many(room.bytes).map_err(|error| self.refusal(&error))?.forget();
+        self.take_at_once(room).map_err(|error| self.refusal(&error))
+    }
+
+    /// Overtakes nobody: what is given back goes to those who wait, as long as there are any.
+    fn take_at_once(self: &Arc<Self>, room: Room) -> std::result::Result<Taken<'_>, TryAcquireError> {
+        let messages = self.messages.try_acquire_many(room.messages)?;
+        self.bytes.try_acquire_many(room.bytes)?.forget();
+        messages.forget();
+        Ok(Taken { admission: self, room })
+    }
+
+    async fn wait_for(self: &Arc<Self>, room: Room) -> Result<Taken<'_>> {
+        let closed = |_| Error::closed("the broker");
+        let messages = self.messages.acquire_many(room.messages).await.map_err(closed)?;
+        self.bytes.acquire_many(room.bytes).await.map_err(closed)?.forget();
         messages.forget();
         Ok(Taken { admission: self, room })
     }
@@ -208,5 +221,19 @@ mod tests {
         drop(admission.take(2, 1000).await.unwrap());
         admission.drain().await;
         assert_eq!(admission.take(1, 1).await.unwrap_err().kind(), ErrorKind::Closed);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_not_overtaken_by_one_who_needs_less() {
+        let admission = admission(10, 1000);
+        let held = admission.try_take(1, 600).unwrap();
+        let mut waiting = Box::pin(admission.take(1, 500));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert_eq!(admission.try_take(1, 100).unwrap_err().kind(), ErrorKind::Full, "400 are free, and spoken for");
+        let mut later = Box::pin(admission.take(1, 100));
+        assert!(later.as_mut().now_or_never().is_none());
+        drop(held);
+        drop((waiting.await.unwrap(), later.await.unwrap()));
+        assert_eq!(left(&admission), (10, 1000));
     }
 }

@@ -77,10 +77,22 @@ impl Producer {
     /// `Invalid` names the value and the limit; `NotStored`, `Full`, `Closed` and `Unavailable` mean that nothing was
     /// stored; `Unknown` that it may have been.
     pub async fn send(&self, message: impl Into<Message>) -> Result<Receipt> {
-        let (message, shared) = (message.into(), self.keeper.shared());
+        match self.enqueue(message) {
+            Ok(pending) => pending.await,
+            // In a box, so that a send that need not wait does not carry what one that waits needs.
+            Err(Rejected { error, message }) if error.kind() == ErrorKind::Full => {
+                Box::pin(self.send_once_there_is_room(*message)).await
+            }
+            Err(rejected) => Err(rejected.error),
+        }
+    }
+
+    async fn send_once_there_is_room(&self, message: Message) -> Result<Receipt> {
+        let shared = self.keeper.shared();
         let attributes = message.checked_attributes(shared.settings.max_body_bytes)?;
         let taken = shared.admit(1, message.payload_bytes()).await?;
-        self.hand_over(message, attributes, taken)?.await
+        let selected = self.select(&message)?;
+        self.hand_over(selected, message, attributes, taken).await
     }
 
     /// Sends a message without waiting: the receipt comes later. Calls from one thread keep their order.
@@ -91,12 +103,12 @@ impl Producer {
         let (message, shared) = (message.into(), self.keeper.shared());
         let admitted = shared.check_running().and_then(|()| {
             let attributes = message.checked_attributes(shared.settings.max_body_bytes)?;
-            let taken = shared.admission.try_take(1, message.payload_bytes())?;
+            let taken = shared.try_admit(1, message.payload_bytes())?;
             let selected = self.select(&message)?;
             Ok((attributes, taken, selected))
         });
         match admitted {
-            Ok((attributes, taken, selected)) => Ok(self.hand_over_to(selected, message, attributes, taken)),
+            Ok((attributes, taken, selected)) => Ok(self.hand_over(selected, message, attributes, taken)),
             Err(error) => Err(Rejected { error, message: Box::new(message) }),
         }
     }
@@ -285,13 +297,8 @@ impl Producer {
         }
     }
 
-    fn hand_over(&self, message: Message, attributes: Attributes, taken: Taken<'_>) -> Result<PendingReceipt> {
-        let selected = self.select(&message)?;
-        Ok(self.hand_over_to(selected, message, attributes, taken))
-    }
-
     /// Hands a message over; from here on it lands. `selected` is what a selector chose.
-    fn hand_over_to(
+    fn hand_over(
         &self,
         mut selected: Option<Selected>,
         message: Message,

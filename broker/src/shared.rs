@@ -124,11 +124,20 @@ impl Shared {
     /// Waits for room for what is sent; a broker that ends meanwhile says why.
     pub(crate) async fn admit(&self, messages: usize, bytes: usize) -> Result<Taken<'_>> {
         self.check_running()?;
-        let taken = self.admission.take(messages, bytes).await;
-        taken.map_err(|error| match error.kind() {
+        self.admission.take(messages, bytes).await.map_err(|error| self.why(error))
+    }
+
+    /// Takes room for what is sent if there is some, while the broker runs.
+    pub(crate) fn try_admit(&self, messages: usize, bytes: usize) -> Result<Taken<'_>> {
+        self.admission.try_take(messages, bytes).map_err(|error| self.why(error))
+    }
+
+    /// Why nothing is admitted any more, if that is what the error says.
+    fn why(&self, error: Error) -> Error {
+        match error.kind() {
             ErrorKind::Closed => self.check_running().err().unwrap_or(error),
             _ => error,
-        })
+        }
     }
 
     /// Has every group look at a topic that has come, has changed or is gone: each knows itself whether it reads it.
