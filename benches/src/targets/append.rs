@@ -78,7 +78,7 @@ fn measure(context: &Context, bodies: &Bodies, encoder: &mut Encoder, batch: usi
     let mut pairs = Vec::new();
     for _ in 0..context.scale.pairs {
         match room {
-            Room::Fresh => context.place.touch_pages(store.room_bytes(count))?,
+            Room::Fresh => context.place.touch_pages(room_bytes(count, bodies.body_bytes()))?,
             Room::PreWritten => store.pre_write(count)?,
         }
         // Between the two, so that the disk is done with the filled room when it is written to.
@@ -163,6 +163,11 @@ fn piping(context: &Context, bodies: &Bodies, encoder: &mut Encoder) -> Result<R
     Ok(subject.row(pairs, pipeline.check(count)?))
 }
 
+/// Bytes of a file, at most, that a pass of so many messages has the engine fill.
+pub(super) fn room_bytes(count: u64, body_bytes: usize) -> u64 {
+    count * (body_bytes as u64 + RECORD_OVERHEAD_BYTES) + MmapSettings::default().prepare_bytes
+}
+
 /// A new store, to which passes append.
 struct Store<'a> {
     bodies: &'a Bodies,
@@ -182,13 +187,7 @@ impl<'a> Store<'a> {
     /// Has the log filled with zeros as far as so many messages will reach, and as much further as the engine fills
     /// ahead of them by itself, which would be more of what [`Room::Fresh`] measures.
     fn pre_write(&self, count: u64) -> Result<()> {
-        Ok(self.engine.prepare_room(self.room_bytes(count))?)
-    }
-
-    /// Bytes of a file, at most, that a pass has the engine fill.
-    fn room_bytes(&self, count: u64) -> u64 {
-        let record_bytes = self.bodies.body_bytes() as u64 + RECORD_OVERHEAD_BYTES;
-        count * record_bytes + MmapSettings::default().prepare_bytes
+        Ok(self.engine.prepare_room(room_bytes(count, self.bodies.body_bytes()))?)
     }
 
     /// Appends so many messages, and returns the time that `apply` took, and the processor time of all threads in it.

@@ -10,6 +10,7 @@ use cuemq_storage_mmap::{MmapEngine, MmapSettings};
 use tempfile::TempDir;
 use tokio::runtime::Builder;
 
+use super::append::room_bytes;
 use super::child::Child;
 use super::row::{Goal, Pair, Row, Subject, against, side_by_side};
 use super::scale::Scale;
@@ -17,6 +18,7 @@ use super::{Context, per_second};
 use crate::Result;
 use crate::paths::house::House;
 use crate::paths::send::{Load, send, send_timed};
+use crate::place::Place;
 use crate::stopwatch::{Stopwatch, idle};
 use crate::store::EngineKind;
 use crate::table::short;
@@ -72,6 +74,7 @@ fn many(count: u64) -> String {
 
 /// A raw engine with queues that take turns.
 struct Queues<'a> {
+    place: &'a Place,
     bodies: &'a Bodies,
     engine: MmapEngine,
     // Removed after the engine is gone.
@@ -82,7 +85,7 @@ struct Queues<'a> {
 }
 
 impl<'a> Queues<'a> {
-    fn new(context: &Context, bodies: &'a Bodies, count: u32) -> Result<Self> {
+    fn new(context: &'a Context, bodies: &'a Bodies, count: u32) -> Result<Self> {
         let folder = context.place.folder()?;
         let engine = MmapEngine::open(folder.path(), MmapSettings::default())?;
         let topic = queue().topic;
@@ -95,11 +98,12 @@ impl<'a> Queues<'a> {
             }
             engine.apply(batch)?;
         }
-        Ok(Self { bodies, engine, _folder: folder, queues, turn: 0 })
+        Ok(Self { place: &context.place, bodies, engine, _folder: folder, queues, turn: 0 })
     }
 
     /// Appends batches, each to the next queue; returns messages per second.
     fn append(&mut self, count: u64) -> Result<f64> {
+        self.place.touch_pages(room_bytes(count, BODY_BYTES))?;
         let mut time = Duration::ZERO;
         for _ in 0..count / BATCH as u64 {
             let turn = self.turn % self.queues.len();
