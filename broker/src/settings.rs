@@ -41,6 +41,10 @@ pub struct BrokerSettings {
     pub max_in_flight_bytes: u32,
     /// Threads that carry queue, topic and group actors. 1 to 64, default: half the cores, at least 1.
     pub actor_threads: usize,
+    /// Whether the actor of a queue, when it has written all that waited, stays awake for some 200 us and at most a
+    /// millisecond, so that the next message need not wake its thread. A sender that awaits each receipt gets it in half
+    /// the time; 10,000 messages a second, one at a time, then take a core and not a fifth of one. Default: true.
+    pub stay_awake: bool,
     /// The delay levels, in milliseconds, level 1 first. 1 to 64 of them, each up to 2^40 ms. Default: RocketMQ's 18.
     pub delay_levels_ms: Vec<u64>,
     /// Most delayed messages that wait, retries of groups not counted in. 1 to 2^32, default 10,000,000. They lie
@@ -68,6 +72,7 @@ impl Default for BrokerSettings {
             max_in_flight_messages: 65_536,
             max_in_flight_bytes: 256 << 20,
             actor_threads: (cores / 2).clamp(1, 64),
+            stay_awake: true,
             delay_levels_ms: DEFAULT_DELAY_LEVELS_S.iter().map(|s| s * 1000).collect(),
             max_delayed_messages: limits::MAX_DELAYED_MESSAGES,
             transaction_check_after_ms: 6_000,

@@ -25,6 +25,8 @@ thread_local! {
 /// One actor's.
 #[derive(Debug, Default)]
 pub(super) struct Lingering {
+    /// Whether the broker's settings have it linger at all.
+    wanted: bool,
     /// Since when it has found nothing, and for how many turns, while it is the one that lingers.
     since: Option<(Instant, u32)>,
     /// How many bursts it let pass when it had lingered in vain last, and how many of them are still to pass.
@@ -33,6 +35,10 @@ pub(super) struct Lingering {
 }
 
 impl Lingering {
+    pub(super) fn new(wanted: bool) -> Self {
+        Self { wanted, ..Self::default() }
+    }
+
     /// Whether the actor takes one more turn, after one in which it has found something to do or nothing.
     pub(super) fn goes_on(&mut self, found: bool, now: Instant) -> bool {
         let (since, turns) = match self.since.take() {
@@ -41,7 +47,7 @@ impl Lingering {
                 (now, 1)
             }
             Some((since, turns)) => (since, turns + 1),
-            None if !found || self.has_to_pass() || TAKEN.replace(true) => return false,
+            None if !self.wanted || !found || self.has_to_pass() || TAKEN.replace(true) => return false,
             None => (now, 1),
         };
         // Kept till its end, which gives the place free.
@@ -89,7 +95,7 @@ mod tests {
 
     #[test]
     fn it_lasts_so_many_turns_and_begins_anew_with_each_find() {
-        let (mut lingering, now) = (Lingering::default(), Instant::now());
+        let (mut lingering, now) = (Lingering::new(true), Instant::now());
         assert!(!lingering.goes_on(false, now), "nobody was there yet");
         for _ in 0..3 {
             assert!(lingering.goes_on(true, now));
@@ -102,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_turn_that_comes_back_late_is_the_last_one() {
-        let (mut lingering, now) = (Lingering::default(), Instant::now());
+        let (mut lingering, now) = (Lingering::new(true), Instant::now());
         assert!(lingering.goes_on(true, now));
         assert_eq!(turns(&mut lingering, now, LINGERING_AT_MOST), 1);
     }
@@ -114,7 +120,7 @@ mod tests {
 
     #[test]
     fn what_is_in_vain_is_tried_less_and_less_and_what_is_not_always() {
-        let (mut lingering, now) = (Lingering::default(), Instant::now());
+        let (mut lingering, now) = (Lingering::new(true), Instant::now());
         for expected in [1, 2, 3, 5, 9, 17, 33, 65, 65] {
             assert_eq!(bursts(&mut lingering, now), expected);
             turns(&mut lingering, now, Duration::ZERO);
@@ -127,16 +133,23 @@ mod tests {
 
     #[test]
     fn one_actor_of_a_thread_lingers_at_a_time() {
-        let (mut one, mut other, now) = (Lingering::default(), Lingering::default(), Instant::now());
+        let (mut one, mut other, now) = (Lingering::new(true), Lingering::new(true), Instant::now());
         assert!(one.goes_on(true, now));
         assert!(!other.goes_on(true, now));
         std::thread::scope(|scope| {
-            let elsewhere = scope.spawn(move || Lingering::default().goes_on(true, now));
+            let elsewhere = scope.spawn(move || Lingering::new(true).goes_on(true, now));
             assert!(elsewhere.join().unwrap(), "another thread has its own");
         });
         drop(one);
         assert!(other.goes_on(true, now));
         other.end();
-        assert!(Lingering::default().goes_on(true, now));
+        assert!(Lingering::new(true).goes_on(true, now));
+    }
+
+    #[test]
+    fn who_shall_not_linger_does_not_and_is_in_nobodys_way() {
+        let (mut lingering, now) = (Lingering::new(false), Instant::now());
+        assert!(!lingering.goes_on(true, now));
+        assert!(Lingering::new(true).goes_on(true, now));
     }
 }

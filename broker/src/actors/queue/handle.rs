@@ -69,7 +69,7 @@ impl QueueHandle {
             admitted: Vec::new(),
             parked: Arc::clone(&self.parked),
         }));
-        let (inbox, lingering) = (Arc::clone(&self.inbox), Lingering::default());
+        let (inbox, lingering) = (Arc::clone(&self.inbox), Lingering::new(shared.settings.stay_awake));
         let actor = QueueActor { inbox, writer: Arc::clone(&writer), lingering, goes_round: false };
         let abandoned = Arc::clone(&self.inbox);
         let (left_behind, left) = (Arc::clone(&writer), Arc::downgrade(&writer));
