@@ -121,6 +121,7 @@ fn filling(context: &Context, bodies: &Bodies, encoder: &mut Encoder) -> Result<
     let log_bytes = count / JUDGED_BATCH as u64 * frame_bytes(JUDGED_BATCH, bodies.body_bytes()) as u64;
     let folder = context.place.folder()?;
     let path = || {
+        context.place.touch_pages(log_bytes)?;
         let file = File::create(folder.path().join("log"))?;
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, log_bytes)?;
         let watch = Stopwatch::start();
@@ -149,7 +150,10 @@ fn filling(context: &Context, bodies: &Bodies, encoder: &mut Encoder) -> Result<
 fn piping(context: &Context, bodies: &Bodies, encoder: &mut Encoder) -> Result<Row> {
     let count = Scale::messages(context.scale.append_bytes, bodies.body_bytes(), JUDGED_BATCH);
     let pipeline = Pipeline::new(bodies, &context.place)?;
-    let path = || Ok(per_second(count, pipeline.append(count)?));
+    let path = || {
+        context.place.touch_pages(room_bytes(count, bodies.body_bytes()))?;
+        Ok(per_second(count, pipeline.append(count)?))
+    };
     let pairs = side_by_side(context.scale.pairs, || Ok(encoder.rate()), path)?;
     let subject = Subject {
         number: 1,

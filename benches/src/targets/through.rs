@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cuemq::Flush;
 use cuemq_storage_mmap::MmapSettings;
 
+use super::append::room_bytes;
 use super::row::{Goal, Pair, Row, Subject, side_by_side};
 use super::scale::Scale;
 use super::{Context, per_second};
@@ -115,6 +116,7 @@ fn bare(context: &Context, bodies: &Bodies, encoder: &mut Encoder, way: Way) -> 
     let count = Scale::messages(context.scale.send_bytes, bodies.body_bytes(), way.batch);
     let pipeline = Pipeline::new(bodies, &context.place)?;
     let path = || {
+        context.place.touch_pages(room_bytes(count, bodies.body_bytes()))?;
         let time = match way.load(count) {
             Load::Singles { in_flight, count } => pipeline.send_singles(in_flight, count)?,
             Load::Batches { batch, in_flight, count } => pipeline.send_batches(batch as u64, in_flight, count)?,
