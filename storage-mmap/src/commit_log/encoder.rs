@@ -141,24 +141,28 @@ impl<'a> FrameEncoder<'a> {
     fn seal_open(&mut self) {
         let [first, second, third] = self.open;
         let items = [&self.frame[first..second], &self.frame[second..third], &self.frame[third..self.len]];
-        let sums = checksum::of_items(items).map(u32::to_le_bytes);
-        for (start, sum) in self.open.into_iter().zip(&sums) {
+        self.seal(self.open, checksum::of_items(items));
+        self.open_items = 0;
+    }
+
+    /// Gives the items that begin there their checksums, and notes these in one step.
+    #[inline]
+    fn seal<const N: usize>(&mut self, starts: [usize; N], sums: [u32; N]) {
+        let sums = sums.map(u32::to_le_bytes);
+        for (start, sum) in starts.into_iter().zip(&sums) {
             self.frame[start..start + SUM_BYTES].copy_from_slice(sum);
         }
         self.sums.extend_from_slice(sums.as_flattened());
-        self.open_items = 0;
     }
 
     /// Says what the frame's header has to say about the items.
     ///
     /// # Panics
     /// When the items do not end where the frame was said to end.
-    pub(crate) fn finish(self) -> Encoded {
+    pub(crate) fn finish(mut self) -> Encoded {
         let ends = [self.open[1], self.open[2], self.len];
         for (start, end) in self.open.into_iter().zip(ends).skip(LANES - self.open_items) {
-            let sum = checksum::of_item(&self.frame[start..end]).to_le_bytes();
-            self.frame[start..start + SUM_BYTES].copy_from_slice(&sum);
-            self.sums.extend_from_slice(&sum);
+            self.seal([start], [checksum::of_item(&self.frame[start..end])]);
         }
         assert!(self.len == self.frame.len(), "the frame was measured larger than its items are");
         Encoded { items: self.items, items_crc: crc32c::crc32c(self.sums) }
