@@ -217,8 +217,13 @@ impl Catalog {
     /// Forgets entries that are in the queues' files now.
     pub(crate) fn forget(&mut self, written: &[TailCopy]) {
         for copy in written {
-            self.queues[copy.slot].forget(copy.entries.len());
-            self.buffered -= copy.entries.len();
+            self.forget_tail(copy.slot, copy.entries.len());
         }
+    }
+
+    /// Forgets a queue's oldest entries in memory, which are in its files now.
+    pub(crate) fn forget_tail(&mut self, slot: usize, count: usize) {
+        self.queues[slot].forget(count);
+        self.buffered -= count;
     }
 }

@@ -25,6 +25,9 @@ use crate::store::MAX_BUFFERED_ENTRIES;
 use crate::tables::{RowRoom, Tables};
 use crate::watermark;
 
+/// Entries of one queue that are written to its files while the log is read: 96 KiB, far less than a processor keeps near.
+const REPLAYED_TAIL_ENTRIES: usize = 1 << 12;
+
 /// An opened store, ready for an engine.
 #[derive(Debug)]
 pub(crate) struct Opened {
@@ -143,8 +146,8 @@ impl Recovery<'_> {
         let (checkpoint, replayed_from) = (base.end, plan.from);
         let (replay, scanned) = self.replay(base, Tables::new(rows.unwrap_or_default()), plan, whole)?;
         if !clean {
-            recovery::cut(self.segments, checkpoint.position, scanned.end.position)?;
-            if scanned.torn {
+            recovery::cut(self.segments, checkpoint.position, &scanned)?;
+            if !scanned.torn.is_empty() {
                 let position = scanned.end.position;
                 tracing::warn!(store = self.files.describe(), position, "cut the torn end of the commit log");
             }
@@ -174,6 +177,7 @@ impl Recovery<'_> {
             room: RowRoom::default(),
             last: None,
             keyed_from: None,
+            long: Vec::new(),
         };
         let scanned = recovery::scan(self.segments, plan, &mut |header, items| replay.frame(header, items))?;
         for (key, end) in expected {
@@ -307,6 +311,8 @@ struct Replay<'a> {
     last: Option<(Bytes, u32, usize)>,
     /// The first frame with a record that has attributes, which may be keys.
     keyed_from: Option<u64>,
+    /// Queues whose tails became long in this frame.
+    long: Vec<usize>,
 }
 
 impl Replay<'_> {
@@ -339,15 +345,23 @@ impl Replay<'_> {
         if !items.is_complete() {
             return Err(self.unreadable(header.position));
         }
+        self.spill()
+    }
+
+    /// Writes the entries of long tails, which so stay where the processor has them near, and of all queues at the bound.
+    fn spill(&mut self) -> Result<()> {
+        let mut slots = std::mem::take(&mut self.long);
         if self.catalog.buffered() > MAX_BUFFERED_ENTRIES {
-            let (tails, _) = self.catalog.tails(0..self.catalog.queues().len(), 1, usize::MAX);
-            for tail in &tails {
-                self.queue_files
-                    .write(&tail.key, tail.first, &tail.entries)
-                    .map_err(|error| read_failed("open", &self.queue_files.describe(&tail.key, tail.first), error))?;
-            }
-            self.catalog.forget(&tails);
+            slots = (0..self.catalog.queues().len()).collect();
         }
+        for slot in slots.drain(..) {
+            let queue = self.catalog.at(slot);
+            let (first, count) = (queue.tail_start(), queue.tail.len());
+            let written = self.queue_files.write(&queue.key, first, &queue.tail);
+            written.map_err(|error| read_failed("open", &self.queue_files.describe(&queue.key, first), error))?;
+            self.catalog.forget_tail(slot, count);
+        }
+        self.long = slots;
         Ok(())
     }
 
@@ -374,6 +388,9 @@ impl Replay<'_> {
             return Err(corrupt("open", context));
         }
         self.catalog.push(slot, Entry { position: record.position, tag_hash: record.tag_hash, size: record.len });
+        if self.catalog.at(slot).tail.len() == REPLAYED_TAIL_ENTRIES {
+            self.long.push(slot);
+        }
         Ok(())
     }
 

@@ -99,17 +99,18 @@ impl FrameHeader {
         }
         let (mut rest, mut crc, mut left) = (items, 0, self.items as usize);
         while left > 0 {
-            let mut group: [&[u8]; LANES] = [&[]; LANES];
-            let group = &mut group[..left.min(LANES)];
-            for place in &mut *group {
+            let (mut group, mut sums): ([&[u8]; LANES], _) = ([&[]; LANES], [[0; SUM_BYTES]; LANES]);
+            let count = left.min(LANES);
+            for (place, sum) in group[..count].iter_mut().zip(&mut sums) {
                 let Some((item, tail)) = split_item(rest) else { return false };
                 (*place, rest) = (item, tail);
-                crc = crc32c::crc32c_append(crc, &item[..SUM_BYTES]);
+                sum.copy_from_slice(&item[..SUM_BYTES]);
             }
-            if !checksum::hold(group) {
+            if !checksum::hold(&group[..count]) {
                 return false;
             }
-            left -= group.len();
+            crc = crc32c::crc32c_append(crc, sums[..count].as_flattened());
+            left -= count;
         }
         crc == self.items_crc && rest.is_empty()
     }
@@ -267,6 +268,7 @@ impl<'a> Items<'a> {
 impl<'a> Iterator for Items<'a> {
     type Item = Item<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<Item<'a>> {
         if self.left == 0 {
             return None;
@@ -280,6 +282,7 @@ impl<'a> Iterator for Items<'a> {
 }
 
 /// What an item says, of which `bytes` holds all up to the zeros and these too.
+#[inline]
 fn decode_item(bytes: &[u8]) -> Option<Item<'_>> {
     let bytes = bytes.get(..u32_at(bytes, 4) as usize)?;
     let name_len = usize::from(bytes[9]);

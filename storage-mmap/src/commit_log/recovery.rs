@@ -6,6 +6,7 @@
 //! or a checkpoint saying that the log was durable beyond it.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use cuemq_storage_api::Result;
@@ -18,6 +19,10 @@ use crate::health::{corrupt, read_failed};
 
 /// Bytes read from a segment in one go.
 const WINDOW_BYTES: usize = 256 << 10;
+/// Bytes that are looked at together for one that is not zero.
+const PAGE_BYTES: usize = 4096;
+/// Ranges of one segment that are told apart by whether they were written; what lies behind the last counts as written.
+const MAX_WRITTEN_RANGES: usize = 1024;
 /// Progress is reported each time this much more was read.
 const PROGRESS_BYTES: u64 = 1 << 30;
 
@@ -39,11 +44,11 @@ pub(crate) struct ScanPlan {
 }
 
 /// How far the log is whole.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Scanned {
     pub(crate) end: LogEnd,
-    /// Whether bytes beyond the end must be cut off.
-    pub(crate) torn: bool,
+    /// What lies beyond the end and is not zero, in pieces: a torn end, which must be cut off.
+    pub(crate) torn: Vec<Range<u64>>,
 }
 
 /// Hands every whole frame, but for blank ones, to `visit`: its header and its items' bytes.
@@ -59,6 +64,8 @@ pub(crate) fn scan(
     let mut end = LogEnd { position: plan.from, chain: plan.chain.unwrap_or(0), stored_at: plan.stored_at };
     let mut chain = plan.chain;
     let (mut epoch, mut reported) = (0, plan.from);
+    // Asked before anything is read: room that was only taken looks like data once it was read ahead.
+    let written = written_from(segments, plan.from)?;
     let most = segments.list()?.last().map_or(0, |last| (last + segments.segment_bytes()).saturating_sub(plan.from));
     let mut window = None;
     while plan.until.is_none_or(|until| end.position < until) {
@@ -85,20 +92,41 @@ pub(crate) fn scan(
         }
     }
     if plan.until == Some(end.position) {
-        return Ok(Scanned { end, torn: false });
+        return Ok(Scanned { end, torn: Vec::new() });
     }
-    let torn = judge(segments, end.position, plan)?;
+    let torn = judge(segments, end.position, plan, &written)?;
     Ok(Scanned { end, torn })
 }
 
-/// What may stand at a place where no whole frame begins: nothing (false), or a torn end (true).
-fn judge(segments: &Segments, at: u64, plan: ScanPlan) -> Result<bool> {
-    let mut rest = Remains::default();
-    for start in segments.list()?.into_iter().filter(|start| start + segments.segment_bytes() > at) {
-        rest.look_through(segments, start, at.max(start), plan.epoch)?;
-        if start > at {
-            rest.dirty = true; // A segment behind a hole, even an empty one, has to go.
+/// Where the segments hold bytes that may be other than zero, at a position or behind it.
+fn written_from(segments: &Segments, from: u64) -> Result<Vec<Range<u64>>> {
+    let mut written = Vec::new();
+    for start in segments.list()?.into_iter().filter(|start| start + segments.segment_bytes() > from) {
+        let Some(window) = Window::open(segments, start)? else { continue };
+        let (mut at, end) = (from.max(start), start + window.len);
+        for left in (0..MAX_WRITTEN_RANGES).rev() {
+            let data = window.file.data_from(at - start);
+            let data = data.map_err(|error| read_failed("open", &Segments::path(start), error))?;
+            let data = data.map(|data| start + data.start..end.min(start + data.end));
+            let Some(data) = data.filter(|data| !data.is_empty()) else { break };
+            at = if left == 0 { end } else { data.end };
+            written.push(data.start..at);
         }
+    }
+    Ok(written)
+}
+
+/// What may stand at a place where no whole frame begins: nothing, or a torn end, whose pieces are answered.
+fn judge(segments: &Segments, at: u64, plan: ScanPlan, written: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
+    let mut rest = Remains { first: at, epoch: plan.epoch, ..Remains::default() };
+    let mut window = None;
+    for range in written.iter().filter(|range| range.end > at) {
+        let start = segments.start_of(range.start);
+        if window.as_ref().is_none_or(|window: &Window| window.start != start) {
+            window = Window::open(segments, start)?;
+        }
+        let Some(window) = &mut window else { continue };
+        rest.look_through(window, range.start.max(at)..range.end)?;
     }
     if at < plan.durable || rest.durable_upto > at || plan.until.is_some() {
         let durable = plan.durable.max(rest.durable_upto).max(plan.until.unwrap_or(0));
@@ -110,37 +138,42 @@ fn judge(segments: &Segments, at: u64, plan: ScanPlan) -> Result<bool> {
         );
         return Err(corrupt("open", context));
     }
-    Ok(rest.dirty)
+    Ok(rest.torn)
 }
 
 /// What lies behind the whole part of the log.
 #[derive(Debug, Default)]
 struct Remains {
-    dirty: bool,
+    /// Where the whole part ends.
+    first: u64,
+    epoch: u32,
+    torn: Vec<Range<u64>>,
     durable_upto: u64,
     items: u64,
 }
 
 impl Remains {
-    fn look_through(&mut self, segments: &Segments, start: u64, from: u64, epoch: u32) -> Result<()> {
-        let Some(mut window) = Window::open(segments, start)? else { return Ok(()) };
-        let (end, mut from) = (start + window.len, from);
-        while let Some((at, piece)) = window.piece_from(from)? {
-            if piece.iter().any(|byte| *byte != 0) {
-                self.dirty = true;
-                self.look_for_headers(piece, at, epoch);
+    fn look_through(&mut self, window: &mut Window, range: Range<u64>) -> Result<()> {
+        let mut from = range.start;
+        while from < range.end {
+            let next = range.end.min(from + WINDOW_BYTES as u64);
+            // Pieces overlap by one header, so that none is missed between them.
+            let at = from.saturating_sub(FRAME_HEADER_BYTES as u64).max(self.first).max(window.start);
+            let at = at - at % ALIGNMENT as u64;
+            let bytes = window.read(at..next)?;
+            if !is_zero(bytes) {
+                self.look_for_headers(bytes, at);
+                self.torn.push(at..next);
             }
-            // Pieces overlap by one header, so that none is missed between them; the last one needs no more.
-            let next = at + piece.len() as u64;
-            from = if next == end { end } else { next - FRAME_HEADER_BYTES as u64 };
+            from = next;
         }
         Ok(())
     }
 
-    fn look_for_headers(&mut self, piece: &[u8], position: u64, epoch: u32) {
+    fn look_for_headers(&mut self, piece: &[u8], position: u64) {
         for skip in (0..piece.len()).step_by(ALIGNMENT) {
             let Some((header, _)) = FrameHeader::decode(&piece[skip..]) else { continue };
-            if header.position == position + skip as u64 && header.epoch <= epoch {
+            if header.position == position + skip as u64 && header.epoch <= self.epoch {
                 self.durable_upto = self.durable_upto.max(header.durable_upto);
                 self.items += u64::from(header.items);
             }
@@ -148,22 +181,22 @@ impl Remains {
     }
 }
 
-/// Makes the log end at a position: zeros behind it in its segment, no segment after that, full segments of full length
-/// from `from` on, all of it durable. What is so already is not written again.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(PAGE_BYTES).all(|page| page.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+/// Makes the log end where the scan found its end: zeros behind it in its segment, no segment after that, full segments of
+/// full length from `from` on, all of it durable. What is so already is not written again.
 ///
 /// # Errors
 /// What the file layer answers.
-pub(crate) fn cut(segments: &Segments, from: u64, end: u64) -> Result<()> {
-    let start = segments.start_of(end);
+pub(crate) fn cut(segments: &Segments, from: u64, scanned: &Scanned) -> Result<()> {
+    let start = segments.start_of(scanned.end.position);
     let failed = |path: String| move |error| read_failed("open", &path, error);
-    if let Some(mut window) = Window::open(segments, start)? {
-        let mut from = end;
-        while let Some((at, piece)) = window.piece_from(from)? {
-            let (len, is_zero) = (piece.len(), piece.iter().all(|byte| *byte == 0));
-            if !is_zero {
-                window.file.write_at(at - start, &[&vec![0; len]]).map_err(failed(Segments::path(start)))?;
-            }
-            from = at + len as u64;
+    if let Some(window) = Window::open(segments, start)? {
+        for piece in scanned.torn.iter().filter(|piece| segments.start_of(piece.start) == start) {
+            let zeros = vec![0; usize::try_from(piece.end - piece.start).unwrap_or(usize::MAX)];
+            window.file.write_at(piece.start - start, &[&zeros]).map_err(failed(Segments::path(start)))?;
         }
         window.file.sync_data().map_err(failed(Segments::path(start)))?;
     }
@@ -210,32 +243,24 @@ impl Window {
         Ok(Some(Self { file, start, len: len.min(segment_bytes), segment_bytes, at: start, held: Vec::new() }))
     }
 
-    /// The next bytes of the segment at a position or behind it that may be other than zero, and where they begin: room that
-    /// was only taken is not read.
-    fn piece_from(&mut self, position: u64) -> Result<Option<(u64, &[u8])>> {
-        let end = self.start + self.len;
-        if position >= end {
-            return Ok(None);
-        }
-        let data = self.file.data_from(position - self.start);
-        let data = data.map_err(|error| read_failed("open", &Segments::path(self.start), error))?;
-        let Some(at) = data.map(|data| self.start + data).filter(|at| *at < end) else { return Ok(None) };
-        let left = usize::try_from(end - at).unwrap_or(usize::MAX);
-        Ok(Some((at, self.bytes(at, left.min(WINDOW_BYTES))?)))
+    /// Exactly these bytes of the segment; the caller knows that the file has them.
+    fn read(&mut self, range: Range<u64>) -> Result<&[u8]> {
+        self.held.resize(usize::try_from(range.end - range.start).unwrap_or(usize::MAX), 0);
+        self.at = range.start;
+        self.file
+            .read_at(range.start - self.start, &mut self.held)
+            .map_err(|error| read_failed("open", &Segments::path(self.start), error))?;
+        Ok(&self.held)
     }
 
-    /// Bytes of the segment; the caller knows that the file has them.
+    /// Bytes of the segment, and what lies behind them while it is at it; the caller knows that the file has them.
     fn bytes(&mut self, position: u64, len: usize) -> Result<&[u8]> {
         let held = position.checked_sub(self.at).and_then(|skip| usize::try_from(skip).ok());
         let skip = match held.filter(|skip| skip + len <= self.held.len()) {
             Some(skip) => skip,
             None => {
-                let left = usize::try_from(self.start + self.len - position).unwrap_or(usize::MAX);
-                self.held.resize(len.max(WINDOW_BYTES).min(left), 0);
-                self.at = position;
-                self.file
-                    .read_at(position - self.start, &mut self.held)
-                    .map_err(|error| read_failed("open", &Segments::path(self.start), error))?;
+                let (end, most) = (self.start + self.len, len.max(WINDOW_BYTES) as u64);
+                self.read(position..end.min(position + most))?;
                 0
             }
         };

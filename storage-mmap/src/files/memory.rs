@@ -18,6 +18,7 @@ mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
@@ -389,13 +390,13 @@ impl LayerFile for Handle {
         Ok(())
     }
 
-    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         let mut shared = self.files.shared();
         shared.meet(FileCall::Read, &self.path)?;
-        let left = shared.disk.len(self.file).saturating_sub(offset);
-        let mut rest = vec![0; usize::try_from(left).expect("it is all in memory")];
+        let len = shared.disk.len(self.file);
+        let mut rest = vec![0; usize::try_from(len.saturating_sub(offset)).expect("it is all in memory")];
         shared.disk.read(self.file, offset, &mut rest)?;
-        Ok(rest.iter().position(|byte| *byte != 0).map(|skip| offset + skip as u64))
+        Ok(rest.iter().position(|byte| *byte != 0).map(|skip| offset + skip as u64..len))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

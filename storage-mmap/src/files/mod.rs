@@ -12,6 +12,7 @@ pub mod real;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -140,13 +141,15 @@ pub trait LayerFile: Debug + Send + Sync + 'static {
     /// # Errors
     /// `StorageFull` while nothing has changed that a reader could see.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
-    /// Where bytes that may be other than zero begin at an offset or behind it; `None` when there are none. The default does
-    /// not know and says the offset.
+    /// The first bytes at an offset or behind it that may be other than zero, up to where there surely are none; `None` when
+    /// there are none. The default does not know and says all of the file. Room that was only taken holds none, but what is
+    /// read of it, or read ahead, may look as if it did from then on: ask first.
     ///
     /// # Errors
     /// What the operating system answers.
-    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
-        Ok(Some(offset))
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let len = self.len()?;
+        Ok((offset < len).then_some(offset..len))
     }
     /// Cuts or extends the file. Never below a range that was mapped and may still be read.
     ///

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
@@ -337,14 +338,21 @@ impl LayerFile for RealFile {
         })
     }
 
-    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
-        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
-            Ok(data) => Ok(Some(data)),
-            Err(Errno::NXIO) => Ok(None),
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let data = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => return Ok(None),
             // A file system that knows of no holes.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
-            Err(error) => Err(error.into()),
-        }
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => offset,
+            Err(error) => return Err(error.into()),
+        };
+        let hole = match rustix::fs::seek(&self.file, SeekFrom::Hole(data)) {
+            Ok(hole) => hole,
+            // The end, at the latest, is a hole to whoever knows of them.
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => self.len()?,
+            Err(error) => return Err(error.into()),
+        };
+        Ok((data < hole).then_some(data..hole))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
