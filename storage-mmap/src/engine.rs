@@ -45,7 +45,7 @@ impl MmapEngine {
     /// # Errors
     /// As [`MmapEngine::open`].
     pub fn open_with(files: Arc<dyn FileLayer>, settings: MmapSettings) -> Result<Self> {
-        let is_beside = files.prepares_beside();
+        let is_beside = files.works_beside();
         let store = Arc::new(Store::open(files, settings)?);
         let preparer = if is_beside { Preparer::start(&store) } else { Preparer::none() };
         Ok(Self { store, preparer })

@@ -2,7 +2,8 @@
 //!
 //! One log holds every batch as one checksummed frame; all else is derived from it. A frame is encoded in place, into the
 //! mapped end of the log, or, if a sync is expected behind it, written with one positioned write. A read hands out slices
-//! of a read-only map. One thread, `cuemq-mmap-prepare`, fills room ahead of the writer.
+//! of a read-only map. One thread, `cuemq-mmap-prepare`, fills room ahead of the writer; another, `cuemq-mmap-read`, reads
+//! and checks the log ahead of what takes it in while a store is opened that was not closed.
 //!
 //! ```text
 //! MANIFEST      format, shape of the files, epoch          checkpoint   state at one position of the log

@@ -4,6 +4,7 @@ pub(crate) mod ahead;
 pub(crate) mod checksum;
 pub(crate) mod encoder;
 pub(crate) mod format;
+mod pieces;
 pub(crate) mod recovery;
 pub(crate) mod room;
 pub(crate) mod segment;

@@ -13,18 +13,15 @@ use cuemq_storage_api::Result;
 
 use crate::commit_log::LogEnd;
 use crate::commit_log::format::{ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader};
+use crate::commit_log::pieces::{self, PIECE_BYTES};
 use crate::commit_log::segment::Segments;
 use crate::files::{LayerFile, OpenMode};
 use crate::health::{corrupt, read_failed};
 
-/// Bytes read from a segment in one go.
-const WINDOW_BYTES: usize = 256 << 10;
 /// Bytes that are looked at together for one that is not zero.
 const PAGE_BYTES: usize = 4096;
 /// Ranges of one segment that are told apart by whether they were written; what lies behind the last counts as written.
 const MAX_WRITTEN_RANGES: usize = 1024;
-/// Progress is reported each time this much more was read.
-const PROGRESS_BYTES: u64 = 1 << 30;
 
 /// Where to begin and what is known.
 #[derive(Clone, Copy, Debug)]
@@ -51,46 +48,18 @@ pub(crate) struct Scanned {
     pub(crate) torn: Vec<Range<u64>>,
 }
 
-/// Hands every whole frame, but for blank ones, to `visit`: its header and its items' bytes.
+/// What is called for each frame: with its header and its items' bytes.
+pub(crate) type Visit<'a> = dyn FnMut(&FrameHeader, &[u8]) -> Result<()> + 'a;
+
+/// Hands every whole frame, but for blank ones, to `visit`.
 ///
 /// # Errors
 /// `Corrupt` when something that was once durable is damaged or missing, naming the place and how many records lie
 /// behind it; what `visit` answers; failed reads.
-pub(crate) fn scan(
-    segments: &Segments,
-    plan: ScanPlan,
-    visit: &mut dyn FnMut(&FrameHeader, &[u8]) -> Result<()>,
-) -> Result<Scanned> {
-    let mut end = LogEnd { position: plan.from, chain: plan.chain.unwrap_or(0), stored_at: plan.stored_at };
-    let mut chain = plan.chain;
-    let (mut epoch, mut reported) = (0, plan.from);
+pub(crate) fn scan(segments: &Segments, plan: ScanPlan, visit: &mut Visit<'_>) -> Result<Scanned> {
     // Asked before anything is read: room that was only taken looks like data once it was read ahead.
-    let written = written_from(segments, plan.from)?;
-    let most = segments.list()?.last().map_or(0, |last| (last + segments.segment_bytes()).saturating_sub(plan.from));
-    let mut window = None;
-    while plan.until.is_none_or(|until| end.position < until) {
-        let start = segments.start_of(end.position);
-        if window.as_ref().is_none_or(|window: &Window| window.start != start) {
-            window = Window::open(segments, start)?;
-        }
-        let Some(window) = &mut window else { break };
-        let Some((header, crc)) = window.frame(end.position)? else { break };
-        let linked = chain.is_none_or(|chain| chain == header.previous);
-        if !linked || header.epoch < epoch || header.epoch > plan.epoch || header.stored_at < end.stored_at {
-            break;
-        }
-        if !header.blank {
-            visit(&header, window.items(&header)?)?;
-        }
-        (chain, epoch) = (Some(crc), header.epoch);
-        let position = end.position + u64::from(header.len);
-        end = LogEnd { position, chain: crc, stored_at: header.stored_at };
-        if position - reported >= PROGRESS_BYTES {
-            reported = position;
-            let percent = (position - plan.from) * 100 / most.max(1);
-            tracing::info!(position, percent, "reading the commit log");
-        }
-    }
+    let written = written(segments, plan)?;
+    let end = pieces::read(segments, plan, visit)?;
     if plan.until == Some(end.position) {
         return Ok(Scanned { end, torn: Vec::new() });
     }
@@ -98,19 +67,24 @@ pub(crate) fn scan(
     Ok(Scanned { end, torn })
 }
 
-/// Where the segments hold bytes that may be other than zero, at a position or behind it.
-fn written_from(segments: &Segments, from: u64) -> Result<Vec<Range<u64>>> {
+/// Where the segments hold bytes that may be other than zero, from where the scan begins.
+fn written(segments: &Segments, plan: ScanPlan) -> Result<Vec<Range<u64>>> {
+    let from = plan.from;
     let mut written = Vec::new();
     for start in segments.list()?.into_iter().filter(|start| start + segments.segment_bytes() > from) {
-        let Some(window) = Window::open(segments, start)? else { continue };
-        let (mut at, end) = (from.max(start), start + window.len);
+        let Some(file) = SegmentFile::open(segments, start)? else { continue };
+        let (mut at, end) = (from.max(start), start + file.len);
         for left in (0..MAX_WRITTEN_RANGES).rev() {
-            let data = window.file.data_from(at - start);
+            let data = file.file.data_from(at - start);
             let data = data.map_err(|error| read_failed("open", &Segments::path(start), error))?;
             let data = data.map(|data| start + data.start..end.min(start + data.end));
             let Some(data) = data.filter(|data| !data.is_empty()) else { break };
             at = if left == 0 { end } else { data.end };
             written.push(data.start..at);
+            // This may not be in the cache. The disk has time while what lies before it is checked.
+            if at > plan.durable && plan.until.is_none() {
+                file.file.read_ahead(data.start.max(plan.durable) - start..at - start);
+            }
         }
     }
     Ok(written)
@@ -119,14 +93,14 @@ fn written_from(segments: &Segments, from: u64) -> Result<Vec<Range<u64>>> {
 /// What may stand at a place where no whole frame begins: nothing, or a torn end, whose pieces are answered.
 fn judge(segments: &Segments, at: u64, plan: ScanPlan, written: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
     let mut rest = Remains { first: at, epoch: plan.epoch, ..Remains::default() };
-    let mut window = None;
+    let mut file = None;
     for range in written.iter().filter(|range| range.end > at) {
         let start = segments.start_of(range.start);
-        if window.as_ref().is_none_or(|window: &Window| window.start != start) {
-            window = Window::open(segments, start)?;
+        if file.as_ref().is_none_or(|file: &SegmentFile| file.start != start) {
+            file = SegmentFile::open(segments, start)?;
         }
-        let Some(window) = &mut window else { continue };
-        rest.look_through(window, range.start.max(at)..range.end)?;
+        let Some(file) = &file else { continue };
+        rest.look_through(file, range.start.max(at)..range.end)?;
     }
     if at < plan.durable || rest.durable_upto > at || plan.until.is_some() {
         let durable = plan.durable.max(rest.durable_upto).max(plan.until.unwrap_or(0));
@@ -153,16 +127,16 @@ struct Remains {
 }
 
 impl Remains {
-    fn look_through(&mut self, window: &mut Window, range: Range<u64>) -> Result<()> {
-        let mut from = range.start;
+    fn look_through(&mut self, file: &SegmentFile, range: Range<u64>) -> Result<()> {
+        let (mut from, mut bytes) = (range.start, Vec::new());
         while from < range.end {
-            let next = range.end.min(from + WINDOW_BYTES as u64);
+            let next = range.end.min(from + PIECE_BYTES as u64);
             // Pieces overlap by one header, so that none is missed between them.
-            let at = from.saturating_sub(FRAME_HEADER_BYTES as u64).max(self.first).max(window.start);
+            let at = from.saturating_sub(FRAME_HEADER_BYTES as u64).max(self.first).max(file.start);
             let at = at - at % ALIGNMENT as u64;
-            let bytes = window.read(at..next)?;
-            if !is_zero(bytes) {
-                self.look_for_headers(bytes, at);
+            file.read(at, usize::try_from(next - at).unwrap_or(usize::MAX), &mut bytes)?;
+            if !is_zero(&bytes) {
+                self.look_for_headers(&bytes, at);
                 self.torn.push(at..next);
             }
             from = next;
@@ -193,12 +167,12 @@ fn is_zero(bytes: &[u8]) -> bool {
 pub(crate) fn cut(segments: &Segments, from: u64, scanned: &Scanned) -> Result<()> {
     let start = segments.start_of(scanned.end.position);
     let failed = |path: String| move |error| read_failed("open", &path, error);
-    if let Some(window) = Window::open(segments, start)? {
+    if let Some(SegmentFile { file, .. }) = SegmentFile::open(segments, start)? {
         for piece in scanned.torn.iter().filter(|piece| segments.start_of(piece.start) == start) {
             let zeros = vec![0; usize::try_from(piece.end - piece.start).unwrap_or(usize::MAX)];
-            window.file.write_at(piece.start - start, &[&zeros]).map_err(failed(Segments::path(start)))?;
+            file.write_at(piece.start - start, &[&zeros]).map_err(failed(Segments::path(start)))?;
         }
-        window.file.sync_data().map_err(failed(Segments::path(start)))?;
+        file.sync_data().map_err(failed(Segments::path(start)))?;
     }
     let there = segments.list()?;
     // A power cut may keep the frame that ends a segment and lose the length that the segment was given with it.
@@ -220,19 +194,19 @@ fn fill_out(segments: &Segments, start: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// A piece of one segment in memory.
-struct Window {
+/// One segment's file, for reading.
+pub(super) struct SegmentFile {
     file: Arc<dyn LayerFile>,
-    start: u64,
-    len: u64,
-    segment_bytes: u64,
-    /// Log position of the first byte held.
-    at: u64,
-    held: Vec<u8>,
+    /// Where it begins in the log.
+    pub(super) start: u64,
+    /// Bytes that it has, at most [`segment_bytes`](Self::segment_bytes).
+    pub(super) len: u64,
+    pub(super) segment_bytes: u64,
 }
 
-impl Window {
-    fn open(segments: &Segments, start: u64) -> Result<Option<Self>> {
+impl SegmentFile {
+    /// `None` where there is none.
+    pub(super) fn open(segments: &Segments, start: u64) -> Result<Option<Self>> {
         let file = match segments.open(start, OpenMode::Existing) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -240,57 +214,17 @@ impl Window {
         };
         let len = file.len().map_err(|error| read_failed("open", &Segments::path(start), error))?;
         let segment_bytes = segments.segment_bytes();
-        Ok(Some(Self { file, start, len: len.min(segment_bytes), segment_bytes, at: start, held: Vec::new() }))
+        Ok(Some(Self { file, start, len: len.min(segment_bytes), segment_bytes }))
     }
 
-    /// Exactly these bytes of the segment; the caller knows that the file has them.
-    fn read(&mut self, range: Range<u64>) -> Result<&[u8]> {
-        self.held.resize(usize::try_from(range.end - range.start).unwrap_or(usize::MAX), 0);
-        self.at = range.start;
-        self.file
-            .read_at(range.start - self.start, &mut self.held)
-            .map_err(|error| read_failed("open", &Segments::path(self.start), error))?;
-        Ok(&self.held)
-    }
-
-    /// Bytes of the segment, and what lies behind them while it is at it; the caller knows that the file has them.
-    fn bytes(&mut self, position: u64, len: usize) -> Result<&[u8]> {
-        let held = position.checked_sub(self.at).and_then(|skip| usize::try_from(skip).ok());
-        let skip = match held.filter(|skip| skip + len <= self.held.len()) {
-            Some(skip) => skip,
-            None => {
-                let (end, most) = (self.start + self.len, len.max(WINDOW_BYTES) as u64);
-                self.read(position..end.min(position + most))?;
-                0
-            }
-        };
-        Ok(&self.held[skip..skip + len])
-    }
-
-    /// The header of the frame that begins at a position, if a whole frame does.
-    fn frame(&mut self, position: u64) -> Result<Option<(FrameHeader, u32)>> {
-        let left = self.start + self.len.max(position - self.start) - position;
-        if left < FRAME_HEADER_BYTES as u64 {
-            return Ok(None);
+    /// Reads the bytes from a position on, so many or as many as the file has.
+    pub(super) fn read(&self, position: u64, len: usize, bytes: &mut Vec<u8>) -> Result<()> {
+        let left = (self.start + self.len).saturating_sub(position);
+        bytes.resize(len.min(usize::try_from(left).unwrap_or(usize::MAX)), 0);
+        if bytes.is_empty() {
+            return Ok(());
         }
-        let Some((header, crc)) = FrameHeader::decode(self.bytes(position, FRAME_HEADER_BYTES)?) else {
-            return Ok(None);
-        };
-        let to_segment_end = self.start + self.segment_bytes - position;
-        let fits = if header.blank { u64::from(header.len) == to_segment_end } else { u64::from(header.len) <= left };
-        if header.position != position || !fits {
-            return Ok(None);
-        }
-        let whole = header.vouches_for(self.items(&header)?);
-        Ok(whole.then_some((header, crc)))
-    }
-
-    /// The bytes behind the header of a frame that this segment has room for.
-    fn items(&mut self, header: &FrameHeader) -> Result<&[u8]> {
-        if header.blank {
-            return Ok(&[]);
-        }
-        let len = header.len as usize;
-        Ok(&self.bytes(header.position, len)?[FRAME_HEADER_BYTES..])
+        let read = self.file.read_at(position - self.start, bytes);
+        read.map_err(|error| read_failed("open", &Segments::path(self.start), error))
     }
 }

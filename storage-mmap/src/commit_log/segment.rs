@@ -38,6 +38,11 @@ impl Segments {
         self.segment_bytes
     }
 
+    /// As [`FileLayer::works_beside`].
+    pub(crate) fn works_beside(&self) -> bool {
+        self.files.works_beside()
+    }
+
     /// Where the segment of a position begins.
     pub(crate) fn start_of(&self, position: u64) -> u64 {
         position - position % self.segment_bytes

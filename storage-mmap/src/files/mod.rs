@@ -96,9 +96,10 @@ pub trait FileLayer: Debug + Send + Sync + 'static {
     fn disk_space(&self) -> io::Result<DiskSpace>;
     /// The store's directory as shown to a person.
     fn describe(&self) -> String;
-    /// Whether room may be prepared on a thread beside the writer. A layer that plays one order of calls again and
-    /// again says no, which is the default: then the writer prepares what it needs by itself.
-    fn prepares_beside(&self) -> bool {
+    /// Whether a second thread may call beside the first one: prepare room beside the writer, read the log ahead at an
+    /// opening. A layer that plays one order of calls again and again says no, which is the default: then one thread
+    /// does everything by itself.
+    fn works_beside(&self) -> bool {
         false
     }
 }
@@ -151,6 +152,8 @@ pub trait LayerFile: Debug + Send + Sync + 'static {
         let len = self.len()?;
         Ok((offset < len).then_some(offset..len))
     }
+    /// Has the operating system begin to read a range that will be read soon. Advice; the default takes none.
+    fn read_ahead(&self, _range: Range<u64>) {}
     /// Cuts or extends the file. Never below a range that was mapped and may still be read.
     ///
     /// # Errors

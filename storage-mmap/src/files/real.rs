@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
@@ -264,7 +265,7 @@ impl FileLayer for RealFiles {
         self.directory.display().to_string()
     }
 
-    fn prepares_beside(&self) -> bool {
+    fn works_beside(&self) -> bool {
         true
     }
 }
@@ -353,6 +354,13 @@ impl LayerFile for RealFile {
             Err(error) => return Err(error.into()),
         };
         Ok((data < hole).then_some(data..hole))
+    }
+
+    fn read_ahead(&self, range: Range<u64>) {
+        // No length at all would stand for the whole rest of the file.
+        if let Some(len) = NonZeroU64::new(range.end.saturating_sub(range.start)) {
+            let _ = rustix::fs::fadvise(&self.file, range.start, Some(len), rustix::fs::Advice::WillNeed);
+        }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -3,6 +3,7 @@
 
 mod damage;
 mod full_disk;
+mod kills;
 mod opening;
 mod panics;
 mod queues;
