@@ -10,7 +10,7 @@ use cuemq::Flush;
 use cuemq_storage_api::{Engine, FetchLimit, FetchRequest, QueueOffset};
 use cuemq_storage_lsm::{LsmEngine, LsmSettings};
 
-use super::bare_fjall::{BareFjall, Rows};
+use super::bare_fjall::{BareFjall, Given, Rows};
 use super::row::{Goal, Pair, Row, Subject};
 use super::scale::Scale;
 use super::{Context, per_second};
@@ -49,19 +49,20 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn against_fjall(context: &Context, bodies: &Bodies, rows: &Rows, count: usize, batch: usize) -> Result<[Row; 2]> {
-    let (mut written, mut scanned, mut verified) = (Vec::new(), Vec::new(), 0);
+fn against_fjall(context: &Context, bodies: &Bodies, rows: &Rows, count: usize, batch: usize) -> Result<[Row; 3]> {
+    let (mut written, mut copied, mut scanned, mut verified) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for _ in 0..context.scale.pairs {
         let (folder, bare_folder) = (context.place.folder()?, context.place.folder()?);
         let engine = LsmEngine::open(folder.path(), &LsmSettings::default())?;
         let bare_at = bare_folder.path().join("bare");
         let bare = BareFjall::open(&bare_at)?;
         let write = |range| write(&engine, bodies, batch, range);
-        written.push(in_turns(count, write, |range| bare.write(rows, batch, range))?);
+        written.push(in_turns(count, write, |range| bare.write(rows, Given::Ready, batch, range))?);
         scanned.push(in_turns(count, |range| scan(&engine, range), bare.scan())?);
         verified += check_queue(&engine, bodies, count as u64, Ok)?;
         bare.discard(&bare_at)?;
         engine.close()?;
+        copied.push(copied_rows(context, rows, count, batch)?);
     }
     let name = format!("{}, batches of {batch}", bytes(bodies.body_bytes()));
     let subject = |what: &str, note: &str| Subject {
@@ -76,7 +77,39 @@ fn against_fjall(context: &Context, bodies: &Bodies, rows: &Rows, count: usize, 
     let write = "the same rows in the same key spaces with the same settings; bare fjall's rows are ready, the engine encodes its own";
     let scan =
         "what was just written, in order; the engine by fetches of 256, bare fjall by one iteration over both spaces";
-    Ok([subject("write", write).row(written, verified), subject("scan", scan).row(scanned, verified)])
+    let bare = Subject {
+        name: format!("bare fjall that is given rows as bytes, {name}"),
+        goal: Goal::None,
+        note: "fjall copies each key and value into memory that it takes for it, as the engine does by encoding; nothing is encoded"
+            .into(),
+        ..subject("", "")
+    };
+    let copies = (context.scale.pairs * count) as u64;
+    Ok([
+        subject("write", write).row(written, verified),
+        bare.row(copied, copies),
+        subject("scan", scan).row(scanned, verified),
+    ])
+}
+
+/// Bare fjall against itself: what it costs that the rows' memory is taken while they are written.
+fn copied_rows(context: &Context, rows: &Rows, count: usize, batch: usize) -> Result<Pair> {
+    let folder = context.place.folder()?;
+    let (copied_at, ready_at) = (folder.path().join("copied"), folder.path().join("ready"));
+    let (copied, ready) = (BareFjall::open(&copied_at)?, BareFjall::open(&ready_at)?);
+    let pair = in_turns(
+        count,
+        |range| copied.write(rows, Given::Copied, batch, range),
+        |range| ready.write(rows, Given::Ready, batch, range),
+    )?;
+    for (bare, at) in [(copied, &copied_at), (ready, &ready_at)] {
+        let found = bare.count()?;
+        if found != count {
+            return Err(format!("bare fjall has {found} records, {count} were written").into());
+        }
+        bare.discard(at)?;
+    }
+    Ok(pair)
 }
 
 /// Both sides do the same work, part by part in turns.

@@ -14,7 +14,8 @@ use crate::commit_log::format::{FRAME_HEADER_BYTES, FrameHeader};
 use crate::commit_log::recovery::{ScanPlan, SegmentFile, Visit};
 use crate::commit_log::segment::Segments;
 
-/// Bytes read from a segment in one go; a longer frame is read as a whole. Two of them fit where a processor has them near.
+/// Bytes read from a segment in one go, which stay near the processor until they are checked; a longer frame is read as a
+/// whole.
 pub(super) const PIECE_BYTES: usize = 256 << 10;
 /// Pieces that are read and not taken in yet, so that neither side waits for the other at once.
 const PIECES_AHEAD: usize = 8;
@@ -34,7 +35,7 @@ pub(super) fn read(segments: &Segments, plan: ScanPlan, visit: &mut Visit<'_>) -
     while pieces.next(&mut piece, usize::MAX)? {
         intake.take(&piece)?;
         // Most logs end with the first piece, which takes less than a thread's start.
-        if segments.works_beside() {
+        if !pieces.ended && segments.works_beside() {
             read_beside(&mut pieces, &mut intake)?;
         }
     }
@@ -142,7 +143,7 @@ impl<'a> Pieces<'a> {
     /// Fills a piece with the frames that come next. False when there are none, or when the next is longer than `most`.
     fn next(&mut self, piece: &mut Piece, most: usize) -> Result<bool> {
         piece.frames.clear();
-        if self.ended {
+        if self.ended || self.is_at_end() {
             return Ok(false);
         }
         let start = self.segments.start_of(self.end.position);
@@ -165,7 +166,7 @@ impl<'a> Pieces<'a> {
         let Piece { bytes, frames } = piece;
         let (from, mut skip) = (self.end.position, 0);
         file.read(from, PIECE_BYTES, bytes)?;
-        while self.plan.until.is_none_or(|until| self.end.position < until) {
+        while !self.is_at_end() {
             match file.frame(self.end.position, &bytes[skip..]) {
                 Found::Cut(len) if skip == 0 && len <= most => file.read(from, len, bytes)?,
                 Found::Cut(_) => return Ok(false),
@@ -183,6 +184,11 @@ impl<'a> Pieces<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// Whether all was read that was asked for.
+    fn is_at_end(&self) -> bool {
+        self.plan.until.is_some_and(|until| self.end.position >= until)
     }
 
     /// Whether a whole frame is the one that was written behind the last one.
