@@ -354,14 +354,13 @@ impl Replay<'_> {
         if self.catalog.buffered() > MAX_BUFFERED_ENTRIES {
             slots = (0..self.catalog.queues().len()).collect();
         }
-        for slot in slots.drain(..) {
+        for slot in slots {
             let queue = self.catalog.at(slot);
             let (first, count) = (queue.tail_start(), queue.tail.len());
             let written = self.queue_files.write(&queue.key, first, &queue.tail);
             written.map_err(|error| read_failed("open", &self.queue_files.describe(&queue.key, first), error))?;
             self.catalog.forget_tail(slot, count);
         }
-        self.long = slots;
         Ok(())
     }
 

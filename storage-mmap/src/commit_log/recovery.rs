@@ -57,12 +57,14 @@ pub(crate) type Visit<'a> = dyn FnMut(&FrameHeader, &[u8]) -> Result<()> + 'a;
 /// `Corrupt` when something that was once durable is damaged or missing, naming the place and how many records lie
 /// behind it; what `visit` answers; failed reads.
 pub(crate) fn scan(segments: &Segments, plan: ScanPlan, visit: &mut Visit<'_>) -> Result<Scanned> {
-    // Asked before anything is read: room that was only taken looks like data once it was read ahead.
-    let written = written(segments, plan)?;
+    // Asked before anything is read: room that was only taken looks like data once it was read ahead. A log
+    // whose end is known is asked only when it turns out to be damaged.
+    let asked = if plan.until.is_none() { Some(written(segments, plan)?) } else { None };
     let end = pieces::read(segments, plan, visit)?;
     if plan.until == Some(end.position) {
         return Ok(Scanned { end, torn: Vec::new() });
     }
+    let written = asked.map_or_else(|| written(segments, plan), Ok)?;
     let torn = judge(segments, end.position, plan, &written)?;
     Ok(Scanned { end, torn })
 }
@@ -82,7 +84,7 @@ fn written(segments: &Segments, plan: ScanPlan) -> Result<Vec<Range<u64>>> {
             at = if left == 0 { end } else { data.end };
             written.push(data.start..at);
             // This may not be in the cache. The disk has time while what lies before it is checked.
-            if at > plan.durable && plan.until.is_none() {
+            if at > plan.durable {
                 file.file.read_ahead(data.start.max(plan.durable) - start..at - start);
             }
         }

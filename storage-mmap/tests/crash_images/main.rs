@@ -6,6 +6,10 @@
 //!
 //! `CUEMQ_CRASH_IMAGES` sets the number of images, `CUEMQ_CRASH_SEED` the first seed. A failure prints its seed.
 
+#[macro_use]
+#[path = "../layers/handing_on.rs"]
+mod handing_on;
+
 mod check;
 mod faults;
 mod flips;

@@ -49,12 +49,7 @@ struct Planted {
 }
 
 impl FileLayer for Planted {
-    fn create_directory(&self, path: &str) -> io::Result<()> {
-        self.files.create_directory(path)
-    }
-    fn list(&self, path: &str) -> io::Result<Vec<String>> {
-        self.files.list(path)
-    }
+    hand_on!(files: create_directory, list, remove, remove_directory, sync_directory, lock, disk_space, describe);
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn LayerFile>> {
         let file = self.files.open(path, mode)?;
         let is_log = path.starts_with("commitlog/");
@@ -66,24 +61,6 @@ impl FileLayer for Planted {
             return self.files.remove(from);
         }
         self.files.rename(from, to)
-    }
-    fn remove(&self, path: &str) -> io::Result<()> {
-        self.files.remove(path)
-    }
-    fn remove_directory(&self, path: &str) -> io::Result<()> {
-        self.files.remove_directory(path)
-    }
-    fn sync_directory(&self, path: &str) -> io::Result<()> {
-        self.files.sync_directory(path)
-    }
-    fn lock(&self, path: &str) -> io::Result<Box<dyn LockGuard>> {
-        self.files.lock(path)
-    }
-    fn disk_space(&self) -> io::Result<DiskSpace> {
-        self.files.disk_space()
-    }
-    fn describe(&self) -> String {
-        self.files.describe()
     }
 }
 
@@ -97,12 +74,7 @@ struct PlantedFile {
 const LOST_BYTES: u64 = 8;
 
 impl LayerFile for PlantedFile {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_at(offset, buffer)
-    }
+    hand_on!(file: len, read_at, allocate, set_len, sync_data, drop_cache, map);
     fn write_at(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
         let is_zero = pieces.iter().all(|piece| piece.iter().all(|byte| *byte == 0));
         match self.bug {
@@ -110,21 +82,6 @@ impl LayerFile for PlantedFile {
             Bug::ZerosOverFrames if is_zero => self.file.write_at(offset.saturating_sub(LOST_BYTES), pieces),
             _ => self.file.write_at(offset, pieces),
         }
-    }
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.file.allocate(offset, len)
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-    fn drop_cache(&self, from: u64) {
-        self.file.drop_cache(from);
-    }
-    fn map(&self, len: u64) -> io::Result<Arc<dyn MappedRegion>> {
-        self.file.map(len)
     }
     fn map_for_writing(&self, start: u64, len: usize) -> io::Result<Option<Box<dyn WritableRegion>>> {
         let region = self.file.map_for_writing(start, len)?;

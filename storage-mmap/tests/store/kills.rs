@@ -2,7 +2,6 @@
 
 use std::io;
 use std::mem;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,35 +41,12 @@ struct CountingFile {
 }
 
 impl FileLayer for CountingFiles {
-    fn create_directory(&self, path: &str) -> io::Result<()> {
-        self.files.create_directory(path)
-    }
-    fn list(&self, path: &str) -> io::Result<Vec<String>> {
-        self.files.list(path)
-    }
+    hand_on!(files: create_directory, list, rename, remove, remove_directory, sync_directory, disk_space, describe);
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn LayerFile>> {
         Ok(Arc::new(CountingFile { file: self.files.open(path, mode)?, files: self.clone() }))
     }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.files.rename(from, to)
-    }
-    fn remove(&self, path: &str) -> io::Result<()> {
-        self.files.remove(path)
-    }
-    fn remove_directory(&self, path: &str) -> io::Result<()> {
-        self.files.remove_directory(path)
-    }
-    fn sync_directory(&self, path: &str) -> io::Result<()> {
-        self.files.sync_directory(path)
-    }
     fn lock(&self, _path: &str) -> io::Result<Box<dyn LockGuard>> {
         Ok(Box::new(NoLock))
-    }
-    fn disk_space(&self) -> io::Result<DiskSpace> {
-        self.files.disk_space()
-    }
-    fn describe(&self) -> String {
-        self.files.describe()
     }
     fn works_beside(&self) -> bool {
         self.works_beside
@@ -78,39 +54,13 @@ impl FileLayer for CountingFiles {
 }
 
 impl LayerFile for CountingFile {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
+    hand_on!(file: len, write_at, allocate, data_from, read_ahead, set_len, sync_data, drop_cache, map);
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let before = self.files.read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
         if before >= self.files.fails_from {
             return Err(io::Error::other("the disk does not answer"));
         }
         self.file.read_at(offset, buffer)
-    }
-    fn write_at(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
-        self.file.write_at(offset, pieces)
-    }
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.file.allocate(offset, len)
-    }
-    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        self.file.data_from(offset)
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-    fn drop_cache(&self, from: u64) {
-        self.file.drop_cache(from);
-    }
-    fn read_ahead(&self, range: Range<u64>) {
-        self.file.read_ahead(range);
-    }
-    fn map(&self, len: u64) -> io::Result<Arc<dyn MappedRegion>> {
-        self.file.map(len)
     }
 }
 

@@ -1,6 +1,10 @@
 //! What this engine promises beyond the contract: its files, and what it does when they are damaged.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is how a test fails")]
 
+#[macro_use]
+#[path = "../layers/handing_on.rs"]
+mod handing_on;
+
 mod damage;
 mod full_disk;
 mod kills;

@@ -22,64 +22,18 @@ struct PanickingFile {
 }
 
 impl FileLayer for PanickingFiles {
-    fn create_directory(&self, path: &str) -> io::Result<()> {
-        self.files.create_directory(path)
-    }
-    fn list(&self, path: &str) -> io::Result<Vec<String>> {
-        self.files.list(path)
-    }
+    hand_on!(files: create_directory, list, rename, remove, remove_directory, sync_directory, lock, disk_space, describe);
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn LayerFile>> {
         Ok(Arc::new(PanickingFile { file: self.files.open(path, mode)?, panics: Arc::clone(&self.panics) }))
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.files.rename(from, to)
-    }
-    fn remove(&self, path: &str) -> io::Result<()> {
-        self.files.remove(path)
-    }
-    fn remove_directory(&self, path: &str) -> io::Result<()> {
-        self.files.remove_directory(path)
-    }
-    fn sync_directory(&self, path: &str) -> io::Result<()> {
-        self.files.sync_directory(path)
-    }
-    fn lock(&self, path: &str) -> io::Result<Box<dyn LockGuard>> {
-        self.files.lock(path)
-    }
-    fn disk_space(&self) -> io::Result<DiskSpace> {
-        self.files.disk_space()
-    }
-    fn describe(&self) -> String {
-        self.files.describe()
     }
 }
 
 impl LayerFile for PanickingFile {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_at(offset, buffer)
-    }
+    hand_on!(file: len, read_at, allocate, set_len, sync_data, drop_cache, map);
     fn write_at(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
         self.file.write_at(offset, pieces)?;
         assert!(!self.panics.load(Ordering::Relaxed), "the panic that the test asked for");
         Ok(())
-    }
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.file.allocate(offset, len)
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-    fn drop_cache(&self, from: u64) {
-        self.file.drop_cache(from);
-    }
-    fn map(&self, len: u64) -> io::Result<Arc<dyn MappedRegion>> {
-        self.file.map(len)
     }
 }
 
