@@ -10,6 +10,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use rustix::io::Errno;
+
 const EXTENSION: &str = "jnl";
 const COPY_BLOCK_BYTES: usize = 64 << 10;
 
@@ -122,6 +124,9 @@ fn copy_sparsely(from: &Path, to: &Path) -> io::Result<()> {
         let content = &block[..read];
         length += read as u64;
         if content.iter().all(|byte| *byte == 0) {
+            // Else every opening would read the 64 MiB of zeros that a new journal has and nobody has written.
+            length = data_from(&from, length)?;
+            from.seek(SeekFrom::Start(length))?;
             to.seek(SeekFrom::Start(length))?;
         } else {
             to.write_all(content)?;
@@ -129,9 +134,21 @@ fn copy_sparsely(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// Where a file has content again, seen from an offset in it: at its end, at the latest.
+fn data_from(file: &File, offset: u64) -> io::Result<u64> {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset)) {
+        Ok(data) => Ok(data),
+        Err(Errno::NXIO) => Ok(file.metadata()?.len()),
+        // A file system that knows of no holes.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(offset),
+        Err(error) => Err(error.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
 
     #[test]
     fn the_newest_journal_is_synced_and_emptied() {
@@ -161,9 +178,14 @@ mod tests {
         let journals = Journals::new(directory.path());
         journals.keep(&kept).unwrap();
         assert!(!kept.exists(), "there was nothing to keep");
-        let mut content = vec![0; 3 * COPY_BLOCK_BYTES + 7];
-        (content[5], content[2 * COPY_BLOCK_BYTES]) = (1, 2);
-        fs::write(journals.path(4), &content).unwrap();
+        // Written zeros, a hole with something behind it, and a hole at the end.
+        let mut content = vec![0; 64 * COPY_BLOCK_BYTES + 7];
+        (content[5], content[2 * COPY_BLOCK_BYTES], content[32 * COPY_BLOCK_BYTES + 9]) = (1, 2, 3);
+        let file = File::create_new(journals.path(4)).unwrap();
+        file.set_len(content.len() as u64).unwrap();
+        for part in [0..4 * COPY_BLOCK_BYTES, 32 * COPY_BLOCK_BYTES..33 * COPY_BLOCK_BYTES] {
+            file.write_all_at(&content[part.clone()], part.start as u64).unwrap();
+        }
         fs::create_dir(directory.path().join("kept.new")).unwrap();
         journals.keep(&kept).unwrap();
         fs::write(journals.path(4), "cut").unwrap();
