@@ -1,13 +1,15 @@
 //! `cargo bench`: measures every configuration with criterion, then prints one table and writes the report.
 #![expect(clippy::print_stdout, reason = "a benchmark is run by hand and read in a terminal")]
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, PlotConfiguration, Throughput};
 use cuemq_benches::configuration::Configuration;
-use cuemq_benches::limits::{GroupLimits, Limits};
+use cuemq_benches::limits::{Encoder, GroupLimits, Limits};
 use cuemq_benches::machine::Machine;
 use cuemq_benches::paths::Rig;
 use cuemq_benches::place::Place;
@@ -72,11 +74,11 @@ fn measure() -> Result<()> {
     let machine = Machine::ask(place.directory())?;
     let (results, reports) = (results_directory(&target), target.join("bench-report"));
     let since = moment::mark_start(&reports)?;
-    let mut limits = GroupLimits::new();
     let mut criterion = criterion(&profile, &results);
     let all = Configuration::all(&profile);
+    let mut run = Run { profile: &profile, place: &place, encoders: BTreeMap::new(), limits: GroupLimits::new() };
     for group in all.chunk_by(|a, b| a.group() == b.group()) {
-        run_group(&mut criterion, group, &profile, &place, &mut limits)?;
+        run.group(&mut criterion, group)?;
     }
     if criterion_only() {
         return Ok(());
@@ -87,7 +89,7 @@ fn measure() -> Result<()> {
         println!("nothing was measured, so there is no report");
         return Ok(());
     }
-    let report = Report::new(&profile, moment::text(since), machine, limits, &measured);
+    let report = Report::new(&profile, moment::text(since), machine, run.limits, &measured);
     println!("{}", table::text(&report));
     let page = report.write(&reports)?;
     println!("report: {}", page.display());
@@ -114,50 +116,57 @@ fn criterion(profile: &Profile, results: &Path) -> Criterion {
     criterion.configure_from_args()
 }
 
-fn run_group(
-    criterion: &mut Criterion,
-    configurations: &[Configuration],
-    profile: &Profile,
-    place: &Place,
-    limits: &mut GroupLimits,
-) -> Result<()> {
-    let Some(first) = configurations.first() else { return Ok(()) };
-    let mut group = criterion.benchmark_group(first.group());
-    group.plot_config(PlotConfiguration::default().summary_scale(criterion::AxisScale::Logarithmic));
-    for configuration in configurations {
-        run_configuration(&mut group, configuration, profile, place, limits)
-            .map_err(|failure| format!("{configuration}: {failure}"))?;
-    }
-    group.finish();
-    Ok(())
+/// What one run measures with, and the limits that it has measured.
+struct Run<'a> {
+    profile: &'a Profile,
+    place: &'a Place,
+    /// By body size: making one takes longer than measuring with it.
+    encoders: BTreeMap<usize, Encoder>,
+    limits: GroupLimits,
 }
 
-/// Measures one configuration and has it checked. The rig is made inside, because a filter may pass over it, but
-/// outside of what criterion times.
-fn run_configuration(
-    group: &mut BenchmarkGroup<'_, WallTime>,
-    configuration: &Configuration,
-    profile: &Profile,
-    place: &Place,
-    limits: &mut GroupLimits,
-) -> Result<()> {
-    let elements = configuration.messages_per_iteration();
-    let bytes = elements * configuration.body_bytes as u64;
-    group.throughput(Throughput::ElementsAndBytes { elements, bytes });
-    let mut rig: Option<Box<dyn Rig>> = None;
-    // Criterion cannot be told of a failure; a panic leaves it without saving anything and removes the stores.
-    let fail = |error: Failure| -> ! { panic!("{configuration}: {error}") };
-    let id = BenchmarkId::new(configuration.engine.name(), configuration.parameter);
-    group.bench_function(id, |bencher| {
-        limits.entry(configuration.group()).or_insert_with(|| {
-            Limits::measure(profile, configuration.body_bytes, place.directory()).unwrap_or_else(|e| fail(e))
-        });
-        let rig = rig.get_or_insert_with(|| paths::build(configuration, profile, place).unwrap_or_else(|e| fail(e)));
-        bencher.iter_custom(|iterations| rig.run(iterations).unwrap_or_else(|e| fail(e)));
-    });
-    if let Some(mut rig) = rig {
-        let checked = rig.finish()?;
-        println!("{configuration}: {checked} messages read back and checked");
+impl Run<'_> {
+    fn group(&mut self, criterion: &mut Criterion, configurations: &[Configuration]) -> Result<()> {
+        let Some(first) = configurations.first() else { return Ok(()) };
+        let mut group = criterion.benchmark_group(first.group());
+        group.plot_config(PlotConfiguration::default().summary_scale(criterion::AxisScale::Logarithmic));
+        for configuration in configurations {
+            self.configuration(&mut group, configuration).map_err(|failure| format!("{configuration}: {failure}"))?;
+        }
+        group.finish();
+        Ok(())
     }
-    Ok(())
+
+    /// Measures one configuration and has it checked. The rig is made inside, because a filter may pass over it, but
+    /// outside of what criterion times.
+    fn configuration(&mut self, group: &mut BenchmarkGroup<'_, WallTime>, configuration: &Configuration) -> Result<()> {
+        let elements = configuration.messages_per_iteration();
+        let bytes = elements * configuration.body_bytes as u64;
+        group.throughput(Throughput::ElementsAndBytes { elements, bytes });
+        let mut rig: Option<Box<dyn Rig>> = None;
+        // Criterion cannot be told of a failure; a panic leaves it without saving anything and removes the stores.
+        let fail = |error: Failure| -> ! { panic!("{configuration}: {error}") };
+        let id = BenchmarkId::new(configuration.engine.name(), configuration.parameter);
+        group.bench_function(id, |bencher| {
+            self.measure_limits_once(configuration).unwrap_or_else(|e| fail(e));
+            let build = || paths::build(configuration, self.profile, self.place).unwrap_or_else(|e| fail(e));
+            let rig = rig.get_or_insert_with(build);
+            bencher.iter_custom(|iterations| rig.run(iterations).unwrap_or_else(|e| fail(e)));
+        });
+        if let Some(mut rig) = rig {
+            let checked = rig.finish()?;
+            println!("{configuration}: {checked} messages read back and checked");
+        }
+        Ok(())
+    }
+
+    /// The limits of a configuration's group, right before the first of them.
+    fn measure_limits_once(&mut self, configuration: &Configuration) -> Result<()> {
+        if let Entry::Vacant(unknown) = self.limits.entry(configuration.group()) {
+            let size = configuration.body_bytes;
+            let encoder = self.encoders.entry(size).or_insert_with(|| Encoder::new(size));
+            unknown.insert(Limits::measure(self.profile, encoder, self.place.directory())?);
+        }
+        Ok(())
+    }
 }

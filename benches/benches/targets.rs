@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use cuemq_benches::limits::{GroupLimits, Limits};
+use cuemq_benches::limits::{Encoder, GroupLimits, Limits};
 use cuemq_benches::machine::Machine;
 use cuemq_benches::neighbours::Neighbours;
 use cuemq_benches::place::Place;
@@ -76,7 +76,8 @@ fn measure<'a>(targets: impl Iterator<Item = &'a Target>) -> Result<()> {
     let machine = Machine::ask(context.place.directory())?;
     let mut limits = GroupLimits::new();
     for &size in &context.scale.body_bytes {
-        limits.insert(table::bytes(size), Limits::measure(&context.profile, size, context.place.directory())?);
+        let measured = Limits::measure(&context.profile, &mut Encoder::new(size), context.place.directory())?;
+        limits.insert(table::bytes(size), measured);
     }
     let mut board = Board::new(machine, limits, latest, &directory);
     for target in targets {

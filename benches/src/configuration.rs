@@ -162,7 +162,7 @@ impl Path {
             Self::AppendDurable => profile.batches.iter().copied().filter(|batch| *batch <= 64).collect(),
             Self::GroupCommit => vec![16, 256],
             Self::SendSingle => vec![1, SINGLES_IN_FLIGHT],
-            Self::SendBatch => vec![64, 256],
+            Self::SendBatch => profile.batches.iter().copied().filter(|batch| *batch >= 64).collect(),
             Self::EndToEnd => vec![1, 64],
             Self::FetchCold | Self::ReopenClean | Self::ReopenDropped => {
                 usize::try_from(profile.loaded_messages(body_bytes)).into_iter().collect()

@@ -37,19 +37,19 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// About a minute on two cores.
+    /// About half a minute on two cores.
     #[must_use]
     pub fn quick() -> Self {
         Self {
             name: "quick",
             body_bytes: vec![256, 1024],
-            batches: vec![1, 64, 256],
-            store_bytes: 64 * MIB,
-            loaded_bytes: 8 * MIB,
+            batches: vec![1, 64],
+            store_bytes: 32 * MIB,
+            loaded_bytes: 4 * MIB,
             // The default of 64 MiB would be filled only once in a short run and never merged.
             lsm_memtable_bytes: 16 * MIB,
-            warm_up: Duration::from_millis(100),
-            measurement: Duration::from_millis(250),
+            warm_up: Duration::from_millis(40),
+            measurement: Duration::from_millis(80),
             samples: 10,
             criterion_plots: false,
             limit_rounds: 200,

@@ -215,7 +215,7 @@ mod tests {
         let spread = Spread { p50_us: 100.0, p99_us: 200.0 };
         let limits = Limits { body_bytes: 256, encode_per_second: 1e7, sync: spread, ping: spread };
         let machine = crate::machine::tests::sample();
-        let profile = Profile { body_bytes: vec![256], ..Profile::quick() };
+        let profile = Profile { body_bytes: vec![256], batches: vec![1, 64, 256], ..Profile::quick() };
         let all = Configuration::all(&profile);
         let measured = |configuration: &Configuration| {
             let nanos = if configuration.engine == EngineKind::Lsm { 4e6 } else { 1e6 };

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use cuemq_benches::limits::Limits;
+use cuemq_benches::limits::{Encoder, Limits};
 use cuemq_benches::machine::Machine;
 use cuemq_benches::place::Place;
 use cuemq_peers::contender::{Opener, environment, has_environment};
@@ -56,8 +56,8 @@ fn measure() -> Result<ExitCode> {
     let profile = Profile::from_environment()?;
     let place = Place::from_environment(&target())?;
     let machine = Machine::ask(place.directory())?;
-    let limits = profile.sizes.iter().map(|&size| Limits::measure(&profile.engine, size, place.directory()));
-    let limits = limits.collect::<Result<Vec<_>>>()?;
+    let limits = |size| Limits::measure(&profile.engine, &mut Encoder::new(size), place.directory());
+    let limits = profile.sizes.iter().map(|&size| limits(size)).collect::<Result<Vec<_>>>()?;
     let mut opener = Opener::new(place)?;
     let outcome = run::run(&profile, &mut opener, |step| println!("{step}"))?;
     let report = Report::new(&profile, machine, limits, &outcome);

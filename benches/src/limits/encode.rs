@@ -14,7 +14,7 @@ pub(super) const ENTRY_BYTES: usize = 20;
 /// Larger than the caches of most cores, as a log is.
 const LOG_BYTES: usize = 64 << 20;
 /// Passes whose median counts.
-const PASSES: usize = 5;
+const PASSES: usize = 3;
 
 /// Bodies, and the warm memory that they are encoded into.
 #[derive(Debug)]
@@ -41,6 +41,12 @@ impl Encoder {
         };
         encoder.pass();
         encoder
+    }
+
+    /// Bytes of each body.
+    #[must_use]
+    pub fn body_bytes(&self) -> usize {
+        self.bodies[0].len()
     }
 
     /// LIMIT: messages per second that one thread encodes, each with header, body, a CRC-32C over both, and an entry

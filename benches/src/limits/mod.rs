@@ -65,15 +65,15 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Measures all of them. A machine is not equally fast all the time, so each group of configurations is held
-    /// against what was measured right before it.
+    /// Measures all of them at the encoder's size. A machine is not equally fast all the time, so each group of
+    /// configurations is held against what was measured right before it.
     ///
     /// # Errors
     /// When the file in `directory` cannot be written or a thread is lost.
-    pub fn measure(profile: &Profile, body_bytes: usize, directory: &Path) -> Result<Self> {
+    pub fn measure(profile: &Profile, encoder: &mut Encoder, directory: &Path) -> Result<Self> {
         Ok(Self {
-            body_bytes,
-            encode_per_second: Encoder::new(body_bytes).rate(),
+            body_bytes: encoder.body_bytes(),
+            encode_per_second: encoder.rate(),
             sync: SyncFile::new(directory)?.time(profile.limit_rounds)?,
             ping: ping_time(profile.limit_rounds)?,
         })
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn limits_are_measured_and_turned_into_rates() {
         let directory = tempfile::tempdir().unwrap();
-        let limits = Limits::measure(&Profile::tiny(), 256, directory.path()).unwrap();
+        let limits = Limits::measure(&Profile::tiny(), &mut Encoder::new(256), directory.path()).unwrap();
         assert!(limits.encode_per_second > 1000.0);
         assert!(limits.sync.p50_us > 0.0 && limits.sync.p50_us <= limits.sync.p99_us);
         assert!(limits.ping.p50_us > 0.0 && limits.ping.p50_us <= limits.ping.p99_us);

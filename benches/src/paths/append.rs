@@ -44,7 +44,7 @@ impl AppendRig {
     /// Puts an empty store in place of a full one.
     fn change_store(&mut self) -> Result<()> {
         self.verify_once()?;
-        self.engine.close()?;
+        self.setting.configuration.engine.discard(&*self.engine, self.folder.path())?;
         let folder = self.setting.place.folder()?;
         self.engine = self.setting.configuration.engine.open(folder.path(), &self.setting.profile)?;
         self.folder = folder;
@@ -95,12 +95,15 @@ impl Rig for AppendRig {
 
     fn finish(&mut self) -> Result<u64> {
         self.verify_once()?;
-        self.engine.close()?;
+        let kind = self.setting.configuration.engine;
         if self.setting.configuration.path == Path::AppendDurable {
+            self.engine.close()?;
             // Durable is what another opening finds.
-            let engine = self.setting.configuration.engine.open(self.folder.path(), &self.setting.profile)?;
+            let engine = kind.open(self.folder.path(), &self.setting.profile)?;
             self.verified = check_queue(&*engine, &self.bodies, self.stored, Ok)?;
             engine.close()?;
+        } else {
+            kind.discard(&*self.engine, self.folder.path())?;
         }
         Ok(self.verified)
     }

@@ -13,6 +13,7 @@ use super::{Rig, Setting};
 use crate::Result;
 use crate::configuration::COLD_FETCH_MESSAGES;
 use crate::stopwatch::Stopwatch;
+use crate::store::EngineKind;
 use crate::workload::{Bodies, check_queue, queue};
 
 /// Messages per batch while a store is loaded.
@@ -33,9 +34,10 @@ pub(crate) fn load(engine: &dyn Engine, bodies: &Bodies, count: u64) -> Result<(
 pub(super) struct TailRig {
     queue: QueueKey,
     bodies: Bodies,
+    kind: EngineKind,
     engine: Box<dyn Engine>,
     // Removed after the engine is gone.
-    _folder: TempDir,
+    folder: TempDir,
     count: u64,
     fetch: usize,
     next: u64,
@@ -50,7 +52,7 @@ impl TailRig {
         let fetch = configuration.parameter;
         let count = setting.profile.loaded_messages(configuration.body_bytes).max(fetch as u64);
         load(&*engine, &bodies, count)?;
-        Ok(Self { queue: queue(), bodies, engine, _folder: folder, count, fetch, next: 0 })
+        Ok(Self { queue: queue(), bodies, kind: configuration.engine, engine, folder, count, fetch, next: 0 })
     }
 }
 
@@ -74,7 +76,7 @@ impl Rig for TailRig {
 
     fn finish(&mut self) -> Result<u64> {
         let verified = check_queue(&*self.engine, &self.bodies, self.count, Ok)?;
-        self.engine.close()?;
+        self.kind.discard(&*self.engine, self.folder.path())?;
         Ok(verified)
     }
 }

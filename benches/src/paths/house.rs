@@ -127,6 +127,9 @@ impl House {
             self.verified = self.ledger.end();
         }
         drop(open.producer);
+        if !check {
+            engine.empty_files(open.folder.path())?;
+        }
         self.runtime.block_on(open.broker.shutdown())?;
         if check && engine != EngineKind::Memory {
             // What was acknowledged is what another opening finds.

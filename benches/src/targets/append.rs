@@ -14,14 +14,16 @@ use crate::Result;
 use crate::limits::{Encoder, Pipeline};
 use crate::place::fill;
 use crate::stopwatch::{Stopwatch, processor_time};
+use crate::store::EngineKind;
 use crate::table::bytes;
 use crate::workload::{Bodies, check_queue, frame_bytes, queue};
 
-/// Messages per batch; the target speaks of the one in the middle, the others show the curve.
-const BATCHES: [usize; 3] = [1, 64, 256];
+/// Messages per batch of which the target speaks.
 const JUDGED_BATCH: usize = 64;
-/// How many times less is written in a pass that is not judged.
+/// How many times less is written in a pass that is not judged, and in one to room that is filled before it, which no
+/// window has to be passed for.
 const CURVE_SHARE: u64 = 8;
+const PRE_WRITTEN_SHARE: u64 = 2;
 /// Body bytes of batches that are made ahead, so that making them is not timed; few, so that they are still in the
 /// cache when they are applied, as a batch is that comes from a sender.
 const AHEAD_BYTES: usize = 256 << 10;
@@ -32,7 +34,7 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for &body_bytes in &context.scale.body_bytes {
         let (bodies, mut encoder) = (Bodies::new(body_bytes), Encoder::new(body_bytes));
-        for batch in BATCHES {
+        for &batch in &context.scale.append_batches {
             rows.extend(measure(context, &bodies, &mut encoder, batch, Room::Fresh)?);
         }
         rows.extend(measure(context, &bodies, &mut encoder, JUDGED_BATCH, Room::PreWritten)?);
@@ -71,7 +73,12 @@ impl Room {
 fn measure(context: &Context, bodies: &Bodies, encoder: &mut Encoder, batch: usize, room: Room) -> Result<Vec<Row>> {
     let judged = batch == JUDGED_BATCH;
     let share = if bodies.body_bytes() < 1024 { 0.7 } else { 0.8 };
-    let log_bytes = context.scale.append_bytes / if judged { 1 } else { CURVE_SHARE };
+    let log_bytes = context.scale.append_bytes
+        / match room {
+            Room::PreWritten => PRE_WRITTEN_SHARE,
+            Room::Fresh if judged => 1,
+            Room::Fresh => CURVE_SHARE,
+        };
     let count = Scale::messages(log_bytes, bodies.body_bytes(), batch);
     let mut store = Store::new(context, bodies)?;
     let mut costs = Vec::new();
@@ -177,7 +184,7 @@ struct Store<'a> {
     bodies: &'a Bodies,
     engine: MmapEngine,
     // Removed after the engine is gone.
-    _folder: TempDir,
+    folder: TempDir,
     next: u64,
 }
 
@@ -185,7 +192,7 @@ impl<'a> Store<'a> {
     fn new(context: &Context, bodies: &'a Bodies) -> Result<Self> {
         let folder = context.place.folder()?;
         let engine = MmapEngine::open(folder.path(), MmapSettings::default())?;
-        Ok(Self { bodies, engine, _folder: folder, next: 0 })
+        Ok(Self { bodies, engine, folder, next: 0 })
     }
 
     /// Has the log filled with zeros as far as so many messages will reach, and as much further as the engine fills
@@ -218,7 +225,7 @@ impl<'a> Store<'a> {
 
     fn check(self) -> Result<u64> {
         let checked = check_queue(&self.engine, self.bodies, self.next, Ok)?;
-        self.engine.close()?;
+        EngineKind::Mmap.discard(&self.engine, self.folder.path())?;
         Ok(checked)
     }
 }

@@ -23,9 +23,6 @@ const CASES: [(u64, u64, f64); 6] =
 const SUSTAINED_WRITERS: u64 = 1024;
 /// How many times more rounds than others they make.
 const SUSTAINED_ROUNDS: u64 = 8;
-/// Messages per sync of the bare log beside them: a lone writer's, those of 64 writers, those of 256 and of 1,024 in two
-/// parties and in one; 1,024 are as many as of 16 with batches of 64.
-const BARE_MESSAGES: [usize; 6] = [1, 64, 128, 256, 512, 1024];
 /// Messages per sync of the one whose room was not prepared.
 const SUSTAINED_MESSAGES: usize = 1024;
 /// How many times more rounds a lone writer makes, and one with some company: a pass has to last.
@@ -39,13 +36,15 @@ pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
         for (count, batch, times) in CASES {
             rows.push(measure(context, &bodies, Writers { count, batch }, Load::Burst(times))?);
         }
-        rows.push(measure(context, &bodies, Writers { count: SUSTAINED_WRITERS, batch: 1 }, Load::Sustained)?);
-        for messages in BARE_MESSAGES {
+        if context.scale.sustained {
+            rows.push(measure(context, &bodies, Writers { count: SUSTAINED_WRITERS, batch: 1 }, Load::Sustained)?);
+            rows.push(bare(context, body_bytes, SUSTAINED_MESSAGES, Asker::None, RoomAhead::Promised)?);
+        }
+        for &messages in &context.scale.bare_messages {
             for asker in [Asker::None, Asker::Thread] {
                 rows.push(bare(context, body_bytes, messages, asker, RoomAhead::Zeros)?);
             }
         }
-        rows.push(bare(context, body_bytes, SUSTAINED_MESSAGES, Asker::None, RoomAhead::Promised)?);
     }
     Ok(rows)
 }
@@ -62,7 +61,7 @@ enum Load {
 fn measure(context: &Context, bodies: &Arc<Bodies>, writers: Writers, load: Load) -> Result<Row> {
     let mut file = SyncFile::new(context.place.directory())?;
     let mut house = House::new(EngineKind::Mmap, Arc::clone(bodies), Flush::Durable, &context.profile, &context.place)?;
-    let more = match (load, writers.count) {
+    let more = match (load, writers.count * writers.batch) {
         (Load::Sustained, _) => SUSTAINED_ROUNDS,
         (Load::Burst(_), 1) => LONE_ROUNDS,
         (Load::Burst(_), 2..=64) => FEW_ROUNDS,

@@ -78,7 +78,7 @@ struct Queues<'a> {
     bodies: &'a Bodies,
     engine: MmapEngine,
     // Removed after the engine is gone.
-    _folder: TempDir,
+    folder: TempDir,
     /// Each with its end.
     queues: Vec<(QueueKey, u64)>,
     turn: usize,
@@ -98,7 +98,7 @@ impl<'a> Queues<'a> {
             }
             engine.apply(batch)?;
         }
-        Ok(Self { place: &context.place, bodies, engine, _folder: folder, queues, turn: 0 })
+        Ok(Self { place: &context.place, bodies, engine, folder, queues, turn: 0 })
     }
 
     /// Appends batches, each to the next queue; returns messages per second.
@@ -122,8 +122,8 @@ impl<'a> Queues<'a> {
         Ok(per_second(count, time))
     }
 
-    /// Reads all queues back.
-    fn check(&self) -> Result<u64> {
+    /// Reads all queues back and closes the store.
+    fn check(self) -> Result<u64> {
         let mut checked = 0;
         for (key, end) in &self.queues {
             let mut next = QueueOffset::ZERO;
@@ -140,6 +140,7 @@ impl<'a> Queues<'a> {
                 next = fetch.next;
             }
         }
+        EngineKind::Mmap.discard(&self.engine, self.folder.path())?;
         Ok(checked)
     }
 }

@@ -13,12 +13,18 @@ pub struct Scale {
     pub body_bytes: Vec<usize>,
     /// Bytes of log in one pass of raw appends: beyond any window that an engine prepares ahead.
     pub append_bytes: u64,
+    /// Messages per batch of theirs; the target speaks of 64, others show the curve.
+    pub append_batches: Vec<usize>,
     /// Body bytes in one pass through the actors.
     pub send_bytes: u64,
     /// Messages in one pass of the latency targets.
     pub latency_messages: u64,
     /// Messages that each durable writer sends in one pass; a lone writer sends more.
     pub durable_rounds: u64,
+    /// Messages per sync of the bare log beside them.
+    pub bare_messages: Vec<usize>,
+    /// Whether writers go on, too, until they have used up whatever the log has ready.
+    pub sustained: bool,
     /// Body bytes of a store that is read.
     pub read_bytes: u64,
     /// Body bytes in one pass of the LSM engine and its bare counterpart.
@@ -68,15 +74,18 @@ impl Scale {
             pairs: 5,
             body_bytes: vec![256, 1024],
             append_bytes: 128 * MIB,
-            send_bytes: 32 * MIB,
+            append_batches: vec![64],
+            send_bytes: 16 * MIB,
             latency_messages: 2_000,
-            durable_rounds: 40,
+            durable_rounds: 24,
+            bare_messages: vec![1, 128, 512, 1024],
+            sustained: false,
             read_bytes: 48 * MIB,
-            lsm_bytes: 16 * MIB,
+            lsm_bytes: 8 * MIB,
             lsm_batches: vec![64],
             opened_messages: 1_000_000,
-            dirty_messages: 1_000_000,
-            queues: vec![1, 100, 10_000],
+            dirty_messages: 400_000,
+            queues: vec![1, 10_000],
             queue_messages: 256_000,
             queue_warm_passes: 9,
             groups: vec![1, 100],
@@ -93,9 +102,14 @@ impl Scale {
         Self {
             pairs: 9,
             append_bytes: 512 * MIB,
+            append_batches: vec![1, 64, 256],
             send_bytes: 256 * MIB,
             latency_messages: 20_000,
             durable_rounds: 300,
+            // A lone writer's; those of 64 writers; those of 256 and of 1,024 in two parties and in one; 1,024 are as many
+            // as of 16 with batches of 64.
+            bare_messages: vec![1, 64, 128, 256, 512, 1024],
+            sustained: true,
             lsm_bytes: 128 * MIB,
             lsm_batches: vec![1, 64, 256],
             opened_messages: 10_000_000,
@@ -118,9 +132,12 @@ impl Scale {
             pairs: 1,
             body_bytes: vec![256],
             append_bytes: MIB,
+            append_batches: vec![1, 64, 256],
             send_bytes: MIB / 4,
             latency_messages: 50,
             durable_rounds: 3,
+            bare_messages: vec![1, 64],
+            sustained: true,
             read_bytes: MIB,
             lsm_bytes: MIB / 4,
             lsm_batches: vec![64],

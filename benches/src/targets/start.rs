@@ -93,8 +93,9 @@ fn program(context: &Context) -> Result<Option<Row>> {
 fn build(target: &Path) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+    // Not quiet: it may take a minute, and whoever watches has to see of what.
     let status = Command::new(cargo)
-        .args(["build", "--release", "--locked", "--quiet", "--package", "cuemq-examples", "--example", EXAMPLE])
+        .args(["build", "--release", "--locked", "--package", "cuemq-examples", "--example", EXAMPLE])
         .arg("--manifest-path")
         .arg(workspace)
         .arg("--target-dir")

@@ -152,13 +152,15 @@ struct Measured {
 fn measure(context: &Context, bodies: &Arc<Bodies>, encoder: &mut Encoder, way: Way) -> Result<Measured> {
     let open = || House::new(EngineKind::Mmap, Arc::clone(bodies), Flush::Buffered, &context.profile, &context.place);
     let count = Scale::messages(context.scale.send_bytes, bodies.body_bytes(), way.batch);
+    // What the engines of three stores fill before the first pass.
+    context.place.touch_pages(3 * MmapSettings::default().prepare_bytes)?;
     let (mut sender, mut whole, mut popping) = (open()?, open()?, open()?);
     let (mut consumer, popper) = (whole.consumer(GROUP)?, popping.pop_consumer(GROUP)?);
     let (mut sent, mut cost, mut transferred, mut popped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     #[expect(clippy::cast_precision_loss, reason = "few cores")]
     let cores = std::thread::available_parallelism()?.get() as f64;
-    // More than a pass writes, and what the engine fills ahead.
-    let memory_bytes = 2 * context.scale.send_bytes + MmapSettings::default().prepare_bytes;
+    // More than a pass writes: the engine fills as much behind what it has filled already.
+    let memory_bytes = 2 * context.scale.send_bytes;
     for _ in 0..context.scale.pairs {
         context.place.touch_pages(memory_bytes)?;
         let before = encoder.rate();

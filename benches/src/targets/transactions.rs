@@ -22,7 +22,7 @@ const LONE_SHARE: u64 = 8;
 /// A pass of buffered sends has so many times fewer messages than one of the rows about sends alone.
 const SHARE: u64 = 8;
 /// How many times the rounds of the durable targets a pass has.
-const DURABLE_ROUNDS: u64 = 4;
+const DURABLE_ROUNDS: u64 = 2;
 
 pub(super) fn run(context: &Context) -> Result<Vec<Row>> {
     let bodies = Arc::new(Bodies::new(BODY_BYTES));
