@@ -84,7 +84,7 @@ impl Scale {
             lsm_bytes: 8 * MIB,
             lsm_batches: vec![64],
             opened_messages: 1_000_000,
-            dirty_messages: 400_000,
+            dirty_messages: 1_000_000,
             queues: vec![1, 10_000],
             queue_messages: 256_000,
             queue_warm_passes: 9,
