@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// A process that wrote nothing for so long has nothing left to write: five times as long as the map engine waits before
+/// A process that wrote nothing for so long has nothing left to write: ten times as long as the map engine waits before
 /// it fills its reserve.
-const REST: Duration = Duration::from_millis(25);
+const REST: Duration = Duration::from_millis(50);
 /// Looks before a process that never rests is taken as it is: half a minute.
-const MAX_LOOKS: usize = 1200;
+const MAX_LOOKS: usize = 600;
 
 /// Waits until this process writes nothing any more, at most half a minute. Where the system does not count what a
 /// process writes, it waits for one moment and hopes.
