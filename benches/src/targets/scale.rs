@@ -75,7 +75,7 @@ impl Scale {
             body_bytes: vec![256, 1024],
             append_bytes: 128 * MIB,
             append_batches: vec![64],
-            send_bytes: 16 * MIB,
+            send_bytes: 24 * MIB,
             latency_messages: 2_000,
             durable_rounds: 24,
             bare_messages: vec![1, 128, 512, 1024],
