@@ -47,7 +47,7 @@ impl Profile {
             store_bytes: 32 * MIB,
             loaded_bytes: 4 * MIB,
             // The default of 64 MiB would be filled only once in a short run and never merged.
-            lsm_memtable_bytes: 16 * MIB,
+            lsm_memtable_bytes: 8 * MIB,
             warm_up: Duration::from_millis(40),
             measurement: Duration::from_millis(80),
             samples: 10,

@@ -9,6 +9,7 @@ use cuemq_storage_api::Engine;
 use cuemq_storage_lsm::{LsmEngine, LsmSettings};
 use cuemq_storage_mmap::{MmapEngine, MmapSettings};
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 
 use crate::Result;
 use crate::profile::Profile;
@@ -102,8 +103,13 @@ fn empty(directory: &Path) -> Result<()> {
         }
         let file = OpenOptions::new().write(true).open(entry.path())?;
         let length = file.metadata()?.len();
-        if length >= LARGE_BYTES {
-            fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, length)?;
+        if length < LARGE_BYTES {
+            continue;
+        }
+        match fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, length) {
+            // A file system that cannot do so writes the file, which only takes longer.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())
@@ -121,4 +127,41 @@ pub fn settings_text(profile: &Profile) -> String {
         lsm_settings(profile).memtable_bytes >> 20,
         profile.store_bytes >> 20
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths::fetch::load;
+    use crate::workload::Bodies;
+    use std::os::unix::fs::FileExt;
+
+    fn front_of_log(directory: &Path) -> Vec<u8> {
+        let segment = std::fs::read_dir(directory.join("commitlog")).unwrap().next().unwrap().unwrap();
+        let mut front = vec![0; 1024];
+        std::fs::File::open(segment.path()).unwrap().read_exact_at(&mut front, 0).unwrap();
+        front
+    }
+
+    #[test]
+    fn a_discarded_store_is_closed_and_its_log_is_empty() {
+        let home = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let engine = EngineKind::Mmap.open(home.path(), &Profile::tiny()).unwrap();
+        load(&*engine, &Bodies::new(1024), 20_000).unwrap();
+        assert_ne!(front_of_log(home.path()), [0; 1024]);
+        EngineKind::Mmap.discard(&*engine, home.path()).unwrap();
+        assert!(engine.sync().is_err(), "it is closed");
+        assert_eq!(front_of_log(home.path()), [0; 1024]);
+    }
+
+    #[test]
+    fn files_that_are_read_while_a_store_closes_are_left_alone() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("table");
+        std::fs::write(&file, vec![7; usize::try_from(LARGE_BYTES).unwrap()]).unwrap();
+        EngineKind::Lsm.empty_files(home.path()).unwrap();
+        assert!(std::fs::read(&file).unwrap().iter().all(|byte| *byte == 7));
+        EngineKind::Mmap.empty_files(home.path()).unwrap();
+        assert!(std::fs::read(&file).unwrap().iter().all(|byte| *byte == 0));
+    }
 }

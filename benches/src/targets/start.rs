@@ -51,11 +51,17 @@ fn start(context: &Context) -> Result<Row> {
 }
 
 fn idle(context: &Context) -> Result<Row> {
-    let pairs = against(context.scale.pairs, IDLE_MB, || {
+    let begin = || {
         let folder = context.place.folder()?;
         let mut child = Child::start(context, "start", folder.path(), 0)?;
         child.number()?;
-        let_idle(IDLE);
+        Ok((folder, child))
+    };
+    // All idle at the same time: none has to do with another.
+    let mut begun = (0..context.scale.pairs).map(|_| begin()).collect::<Result<Vec<_>>>()?;
+    let_idle(IDLE);
+    let pairs = against(context.scale.pairs, IDLE_MB, || {
+        let (_folder, mut child) = begun.pop().ok_or("as many processes were begun as are looked at")?;
         let bytes = child.resident_bytes()?;
         child.end()?;
         Ok(megabytes(bytes))
