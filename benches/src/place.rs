@@ -117,6 +117,20 @@ pub(crate) fn fill(file: &File, part: Range<u64>) -> Result<()> {
     Ok(())
 }
 
+/// All files below a directory, sorted.
+pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    let (mut files, mut directories) = (Vec::new(), vec![directory.to_owned()]);
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            let found = if entry.file_type()?.is_dir() { &mut directories } else { &mut files };
+            found.push(entry.path());
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
 /// Removes the directories of runs that have ended without doing so.
 fn sweep(directory: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(directory)? {

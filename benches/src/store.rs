@@ -12,6 +12,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use crate::Result;
+use crate::place::files_below;
 use crate::profile::Profile;
 
 /// A file of so many bytes takes longer to write than to empty; segments of a log are larger.
@@ -71,7 +72,22 @@ impl EngineKind {
     /// # Errors
     /// When a file cannot be emptied.
     pub fn empty_files(self, directory: &Path) -> Result<()> {
-        if self == Self::Mmap { empty(directory) } else { Ok(()) }
+        if self != Self::Mmap {
+            return Ok(());
+        }
+        for path in files_below(directory)? {
+            let file = OpenOptions::new().write(true).open(path)?;
+            let length = file.metadata()?.len();
+            if length < LARGE_BYTES {
+                continue;
+            }
+            match fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, length) {
+                // A file system that cannot do so writes the file, which only takes longer.
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Opens a broker over the engine in a directory.
@@ -92,27 +108,6 @@ impl fmt::Display for EngineKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
-}
-
-fn empty(directory: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            empty(&entry.path())?;
-            continue;
-        }
-        let file = OpenOptions::new().write(true).open(entry.path())?;
-        let length = file.metadata()?.len();
-        if length < LARGE_BYTES {
-            continue;
-        }
-        match fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, length) {
-            // A file system that cannot do so writes the file, which only takes longer.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 fn lsm_settings(profile: &Profile) -> LsmSettings {

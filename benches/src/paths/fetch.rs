@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::{Rig, Setting};
 use crate::Result;
 use crate::configuration::COLD_FETCH_MESSAGES;
+use crate::place::files_below;
 use crate::stopwatch::Stopwatch;
 use crate::store::EngineKind;
 use crate::workload::{Bodies, check_queue, queue};
@@ -145,15 +146,10 @@ impl Rig for ColdRig {
 /// Has the operating system forget the pages of all files below a directory. Only clean pages can go, so the files
 /// are synced before.
 pub(crate) fn drop_pages(directory: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            drop_pages(&entry.path())?;
-        } else {
-            let file = File::open(entry.path())?;
-            file.sync_all()?;
-            fadvise(&file, 0, None, Advice::DontNeed)?;
-        }
+    for path in files_below(directory)? {
+        let file = File::open(path)?;
+        file.sync_all()?;
+        fadvise(&file, 0, None, Advice::DontNeed)?;
     }
     Ok(())
 }

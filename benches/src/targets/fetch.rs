@@ -19,6 +19,7 @@ use super::scale::Scale;
 use super::{Context, per_second};
 use crate::Result;
 use crate::paths::fetch::{drop_pages, load};
+use crate::place::files_below;
 use crate::stopwatch::Stopwatch;
 use crate::table::bytes;
 use crate::workload::{Bodies, check_queue, queue, stored_at};
@@ -245,21 +246,14 @@ impl Files {
     /// `log_end` is where the last record ends in the log; what is prepared behind it is not read.
     pub(super) fn below(folder: &Path, log_end: u64) -> Result<Self> {
         let (mut files, mut left) = (Vec::new(), log_end);
-        for path in sorted(&folder.join("commitlog"))? {
+        for path in files_below(&folder.join("commitlog"))? {
             let used = std::fs::metadata(&path)?.len().min(left);
             left -= used;
             files.push((path, used));
         }
-        let mut folders = vec![folder.join("consumequeue")];
-        while let Some(folder) = folders.pop() {
-            for path in sorted(&folder)? {
-                let metadata = std::fs::metadata(&path)?;
-                if metadata.is_dir() {
-                    folders.push(path);
-                } else {
-                    files.push((path, metadata.len()));
-                }
-            }
+        for path in files_below(&folder.join("consumequeue"))? {
+            let length = std::fs::metadata(&path)?.len();
+            files.push((path, length));
         }
         let bytes = files.iter().map(|(_, used)| used).sum();
         Ok(Self { files, bytes })
@@ -284,13 +278,6 @@ impl Files {
         black_box(sum);
         Ok(watch.elapsed())
     }
-}
-
-fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder)?.collect::<std::io::Result<Vec<_>>>()?;
-    let mut paths: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
-    paths.sort();
-    Ok(paths)
 }
 
 /// Looks messages up by keys of which each has one.
